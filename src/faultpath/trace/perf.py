@@ -1,0 +1,187 @@
+"""One ``perf record`` at work: whether this machine lets it, what it is told, how it starts and ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from faultpath.errors import FaultpathError
+
+FAULTS = "exceptions:page_fault_user"
+INVALIDATIONS = "kvm:kvm_unmap_hva_range"
+# Every call that changes an address space or makes, replaces or ends one.
+CALLS = ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "clone", "execve", "exit_group")
+# Younger or configurable: a kernel without the tracepoint has no such call.
+CALLS_IF_THERE = ("pkey_mprotect", "mbind", "clone3", "fork", "vfork", "execveat")
+
+OLDEST_PERF = (5, 9)  # --control with acknowledgement
+_TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+_BUFFER_BYTES = 1 << 28  # for all CPUs together
+_CAP_SYS_ADMIN, _CAP_PERFMON = 21, 38
+_PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 600.0
+
+
+def check() -> None:
+    """Raise FaultpathError when this machine or this user cannot record; nothing is started."""
+    machine = os.uname()
+    if machine.sysname != "Linux" or machine.machine != "x86_64":
+        raise FaultpathError(
+            f"recording needs Linux on x86-64, this is {machine.sysname} on {machine.machine}",
+            "record",
+            "record there, then use `faultpath import` here",
+        )
+    _check_version()
+    _check_privilege()
+    missing = [event for event in _required_events() if not has_event(event)]
+    if missing:
+        raise FaultpathError(
+            f"this kernel has no tracepoint {missing[0]}",
+            str(_events_folder()),
+            "use a kernel with CONFIG_FTRACE_SYSCALLS and CONFIG_PERF_EVENTS",
+        )
+
+
+def has_event(name: str) -> bool:
+    return (_events_folder() / name.replace(":", "/")).is_dir()
+
+
+def _required_events() -> list[str]:
+    return [FAULTS, *(f"syscalls:sys_{side}_{call}" for call in CALLS for side in ("enter", "exit"))]
+
+
+def _check_version() -> None:
+    if shutil.which("perf") is None:
+        raise FaultpathError(
+            "perf is not installed", "PATH", "install your distribution's perf (linux-perf, linux-tools)"
+        )
+    answer = subprocess.run(
+        ["perf", "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+    found = re.search(r"perf version (\d+)\.(\d+)", answer.stdout)
+    if answer.returncode != 0 or found is None:
+        complaint = (answer.stderr or answer.stdout).strip().partition("\n")[0]
+        raise FaultpathError("perf does not run", complaint or "perf --version", "install the perf of this kernel")
+    if (int(found[1]), int(found[2])) < OLDEST_PERF:
+        raise FaultpathError(f"perf {found[1]}.{found[2]} is too old", "perf --version", "install perf 5.9 or later")
+
+
+def _check_privilege() -> None:
+    capabilities = int(re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[1], 16)  # type: ignore[index]
+    may_trace = capabilities >> _CAP_SYS_ADMIN & 1 or capabilities >> _CAP_PERFMON & 1
+    try:
+        paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+    except OSError:
+        raise FaultpathError(
+            "this kernel has no perf events", "/proc/sys/kernel", "use one with CONFIG_PERF_EVENTS"
+        ) from None
+    if not may_trace and paranoid > -1:
+        raise FaultpathError(
+            f"recording page faults needs root or CAP_PERFMON (kernel.perf_event_paranoid is {paranoid})",
+            f"user {os.geteuid()}",
+            "run it with sudo",
+        )
+    try:
+        lockdown = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        lockdown = ""
+    if "[confidentiality]" in lockdown:
+        raise FaultpathError(
+            "the kernel is locked down (confidentiality) and gives out no tracepoints",
+            "/sys/kernel/security/lockdown",
+            "boot with lockdown=integrity or none",
+        )
+    folder = _events_folder()
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise FaultpathError(f"tracepoints are not readable for user {os.geteuid()}", str(folder), "run it with sudo")
+
+
+def _events_folder() -> Path:
+    for place in _TRACEFS:
+        try:
+            if (Path(place) / "events").is_dir():
+                return Path(place) / "events"
+        except PermissionError:
+            return Path(place) / "events"
+    raise FaultpathError("tracefs is not mounted", _TRACEFS[0], "mount -t tracefs none /sys/kernel/tracing")
+
+
+def _before_exec() -> None:
+    """In the child: hear the signals that the recorder blocks, and end with it."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Perf:
+    """A ``perf record`` of one process, its threads and all their descendants, stopped at first.
+
+    It runs in a session of its own, so that a Ctrl-C at the terminal does not end it before the programs it records.
+    """
+
+    def __init__(self, pid: int, data: Path, with_tap: bool) -> None:
+        events = _required_events()
+        events += [f"syscalls:sys_{side}_{call}" for call in CALLS_IF_THERE for side in ("enter", "exit")]
+        if with_tap:
+            events.append(INVALIDATIONS)
+        control_read, self._control = os.pipe()
+        self._answer, answer_write = os.pipe()
+        pages = _BUFFER_BYTES // os.sysconf("SC_PAGE_SIZE") // (os.cpu_count() or 1)
+        command = ["perf", "record", "-q", "-B", "-N", "--no-bpf-event", "-k", "CLOCK_MONOTONIC", "-D", "-1"]
+        command += ["-m", str(1 << max(7, min(14, pages.bit_length() - 1)))]
+        command += ["--control", f"fd:{control_read},{answer_write}", "-p", str(pid), "-o", str(data)]
+        command += ["-e", ",".join(event for event in events if has_event(event))]
+        self._chatter = open(data.with_suffix(".log"), "w+b")  # noqa: SIM115 -- read after perf ends
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._chatter,
+            stderr=self._chatter,
+            pass_fds=(control_read, answer_write),
+            start_new_session=True,
+            preexec_fn=_before_exec,
+        )
+        os.close(control_read)
+        os.close(answer_write)
+
+    def enable(self) -> None:
+        """Start recording; returns when every event is on. Raises FaultpathError when perf could not open them."""
+        answer = b""
+        try:
+            os.write(self._control, b"enable\n")
+            while b"ack" not in answer:
+                part = os.read(self._answer, 64)
+                if not part:
+                    break
+                answer += part
+        except BrokenPipeError:
+            pass
+        if b"ack" not in answer:
+            self.process.wait()
+            raise FaultpathError(
+                "perf record failed", self.complaint(), "see `perf record -e exceptions:page_fault_user true`"
+            )
+
+    def stop(self) -> None:
+        """End the recording and wait until perf.data is complete."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(_STOP_SECONDS)
+        os.close(self._control)
+        os.close(self._answer)
+
+    @property
+    def failed(self) -> bool:
+        """Whether perf ended by itself with an error (a full disk, for one)."""
+        return self.process.returncode not in (None, 0, -signal.SIGINT)
+
+    def complaint(self) -> str:
+        """perf's own words, one line."""
+        self._chatter.seek(0)
+        lines = self._chatter.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip() and not line.startswith("[ perf record")]
+        return " ".join(said)[:300] or f"perf exited with status {self.process.returncode}"
