@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import signal
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +53,9 @@ WALL = 0x40000000
 
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
 _USER32_CS = 0x23
-_NR_KCMP_RANGE = 4095
+_MAX_ERRNO = 4095
+_AT_SYSINFO_EHDR = 33
+_VDSO_BYTES = 16384  # more than any; a read ends with the mapping
 
 
 class TraceeGoneError(Exception):
@@ -220,19 +223,19 @@ def _find_syscall_instruction(pid: int) -> int:
     Reading the page through /proc also maps it, so running the instruction raises no page fault of its own.
     """
     try:
-        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        auxv = Path(f"/proc/{pid}/auxv").read_bytes()
     except OSError:
         raise TraceeGoneError(pid) from None
-    for line in maps.splitlines():
-        if line.endswith("[vdso]"):
-            start, end = (int(bound, 16) for bound in line.split(" ", 1)[0].split("-"))
-            try:
-                offset = read_memory(pid, start, end - start).find(_SYSCALL_INSTRUCTION)
-            except OSError:
-                raise InjectionRefusedError("its vDSO cannot be read") from None
-            if offset >= 0:
-                return start + offset
-    raise InjectionRefusedError("it has no vDSO with a syscall instruction")
+    base = dict(struct.iter_unpack("=QQ", auxv[: len(auxv) & ~15])).get(_AT_SYSINFO_EHDR)
+    if base is None:
+        raise InjectionRefusedError("it has no vDSO")
+    try:
+        offset = read_memory(pid, base, _VDSO_BYTES).find(_SYSCALL_INSTRUCTION)
+    except OSError:
+        raise InjectionRefusedError("its vDSO cannot be read") from None
+    if offset < 0:
+        raise InjectionRefusedError("its vDSO has no syscall instruction")
+    return int(base) + offset
 
 
 class Injection:
@@ -296,7 +299,7 @@ class Injection:
             while not self._wait().at_syscall:
                 request(PTRACE_SYSCALL, self.tid)  # a group-stop passes by; __exit__ meets it again
         value = int(registers(self.tid).rax)
-        return value - (1 << 64) if value >= (1 << 64) - _NR_KCMP_RANGE else value
+        return value - (1 << 64) if value >= (1 << 64) - _MAX_ERRNO else value
 
     def _set_mask(self, mask: _KernelSigset) -> None:
         request(PTRACE_SETSIGMASK, self.tid, ctypes.sizeof(mask), ctypes.addressof(mask))

@@ -146,6 +146,8 @@ class _Session:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and self._options & ptrace.O_EXITKILL and self._tracees:
             os.kill(self._root, signal.SIGKILL)  # it has not run yet
+        if kind is None and self._tracees and self._options & ptrace.O_EXITKILL:
+            print("faultpath: the recording ends here; the program goes on", file=sys.stderr, flush=True)
         with contextlib.suppress(ChildProcessError):
             self._detach_all()
         if self._perf is not None:
@@ -368,11 +370,13 @@ class _Session:
 
     def _on_birth(self, stop: ptrace.Stop) -> ptrace.Stop:
         """The first stop of a thread or process, before it runs its first instruction."""
-        if self._tap is None or ptrace.thread_group(stop.tid) != stop.tid:
+        if self._tap is None:
             return stop
-        if not tap.shares_memory(stop.tid):
+        flags = tap.birth_flags(stop.tid)
+        if not flags & tap.CLONE_VM:
             return self._attach_tap(stop)
-        self._tap.share(stop.tid, ptrace.status_field(stop.tid, "PPid") or 0)
+        if not flags & tap.CLONE_THREAD:
+            self._tap.share(stop.tid, ptrace.status_field(stop.tid, "PPid") or 0)
         return stop
 
     def _attach_tap(self, stop: ptrace.Stop) -> ptrace.Stop:
@@ -450,6 +454,8 @@ def _become(command: list[str], signals: _Signals, go: int, error: int) -> None:
     try:
         os.read(go, 1)
         signals.give_to_program()
+        if b"LC_CTYPE=" not in Path("/proc/self/environ").read_bytes():
+            os.environ.pop("LC_CTYPE", None)  # Python's own addition in the C locale (PEP 538)
         os.execvp(command[0], command)
     except OSError as failure:
         os.write(error, str(failure.errno).encode())

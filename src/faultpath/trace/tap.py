@@ -25,10 +25,11 @@ from faultpath.trace import ptrace
 KVM_PATH = "/dev/kvm"
 KVM_CREATE_VM = 0xAE01
 
-_CLONE_VM = 0x100
+CLONE_VM = 0x100
+CLONE_THREAD = 0x10000
 _O_RDWR_CLOEXEC = os.O_RDWR | os.O_CLOEXEC
 _NR_CLOSE, _NR_IOCTL, _NR_CLONE, _NR_VFORK, _NR_OPENAT = 3, 16, 56, 58, 257
-_NR_PIDFD_OPEN, _NR_CLONE3, _NR_PIDFD_GETFD = 434, 435, 438
+_NR_PIDFD_OPEN, _NR_CLONE3, _NR_CLOSE_RANGE, _NR_PIDFD_GETFD = 434, 435, 436, 438
 _AT_FDCWD = -100
 _X32_BIT = 0x40000000
 _EINTR_TRIES = 5
@@ -102,45 +103,52 @@ class Tap:
 
     def _create_vm(self, injection: ptrace.Injection) -> int:
         """The whole injected sequence. Returns the recorder's own descriptor of the virtual machine."""
+        opened: list[int] = []
         with _room_for_descriptors(injection.tid):
             try:
-                kvm = self._lend_kvm(injection)
-            except _Refused:
-                # Another namespace, dropped privileges or an old filter: it may still open the device itself.
-                kvm = _open_kvm(injection)
-            try:
-                vm = _call(injection, "ioctl(KVM_CREATE_VM)", _NR_IOCTL, kvm, KVM_CREATE_VM, 0)
                 try:
-                    return _take_descriptor(injection.tid, vm)
-                finally:
-                    injection.call(_NR_CLOSE, vm)
+                    kvm = self._lend_kvm(injection, opened)
+                except _Refused:
+                    # Another namespace, dropped privileges or an old filter: it may still open the device itself.
+                    kvm = _open_kvm(injection)
+                    opened.append(kvm)
+                vm = _call(injection, "ioctl(KVM_CREATE_VM)", _NR_IOCTL, kvm, KVM_CREATE_VM, 0)
+                opened.append(vm)
+                return _take_descriptor(injection.tid, vm)
             finally:
-                injection.call(_NR_CLOSE, kvm)
+                _close(injection, opened)
 
-    def _lend_kvm(self, injection: ptrace.Injection) -> int:
+    def _lend_kvm(self, injection: ptrace.Injection, opened: list[int]) -> int:
         """Give the tracee the recorder's /dev/kvm; touches none of its memory. Returns its descriptor there."""
-        pidfd = _call(injection, "pidfd_open", _NR_PIDFD_OPEN, os.getpid(), 0)
-        try:
-            return _call(injection, "pidfd_getfd", _NR_PIDFD_GETFD, pidfd, self._kvm, 0)
-        finally:
-            injection.call(_NR_CLOSE, pidfd)
+        opened.append(_call(injection, "pidfd_open", _NR_PIDFD_OPEN, os.getpid(), 0))
+        opened.append(_call(injection, "pidfd_getfd", _NR_PIDFD_GETFD, opened[0], self._kvm, 0))
+        return opened[1]
 
 
-def shares_memory(tid: int) -> bool:
-    """Whether a process at its very first stop runs on its parent's address space.
+def birth_flags(tid: int) -> int:
+    """CLONE_* flags that made a thread or process, which is at its very first stop.
 
     It still has the registers of the call that made it. clone(2), Linux uapi/linux/sched.h.
     """
     regs = ptrace.registers(tid)
     number = regs.orig_rax & ~_X32_BIT
     if number == _NR_VFORK:
-        return True
+        return CLONE_VM
     if number == _NR_CLONE:
-        return bool(regs.rdi & _CLONE_VM)
+        return int(regs.rdi)
     if number == _NR_CLONE3:
         with contextlib.suppress(OSError):
-            return bool(int.from_bytes(ptrace.read_memory(tid, regs.rdi, 8), "little") & _CLONE_VM)
-    return False
+            return int.from_bytes(ptrace.read_memory(tid, regs.rdi, 8), "little")
+    return 0
+
+
+def _close(injection: ptrace.Injection, opened: list[int]) -> None:
+    """Close the tracee's descriptors again, in one call where they lie side by side (close_range, Linux 5.9)."""
+    side_by_side = opened and sorted(opened) == list(range(min(opened), max(opened) + 1))
+    if side_by_side and injection.call(_NR_CLOSE_RANGE, min(opened), max(opened), 0) == 0:
+        return
+    for descriptor in opened:
+        injection.call(_NR_CLOSE, descriptor)
 
 
 def _call(injection: ptrace.Injection, what: str, number: int, *arguments: int) -> int:
