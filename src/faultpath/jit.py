@@ -1,0 +1,26 @@
+"""The one decorator for code that runs compiled.
+
+Import it only in modules that are themselves imported when needed: numba takes a third of a second to load.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def jit(function: F, *, cache: bool = True) -> F:
+    """Compile ``function`` on first call and keep the result on disk (``cache=False``: in its callers' results only).
+
+    ``FAULTPATH_NO_JIT=1`` leaves plain Python, for a debugger or for coverage. Division by zero follows numpy (no exception);
+    the interpreter lock is released, so that another thread may write a file meanwhile.
+    """
+    if os.environ.get("FAULTPATH_NO_JIT") == "1":
+        return function
+    import numba
+
+    compiled: F = numba.njit(cache=cache, error_model="numpy", nogil=True)(function)
+    return compiled

@@ -1,0 +1,154 @@
+"""A recording in, a trace out. The format is recognised by what the file holds, never by its name."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from faultpath.errors import FaultpathError
+from faultpath.trace.schema import Columns, TraceMeta, TraceWriter, check_readable
+
+Progress = Callable[[int, int], None]
+
+MAGIC = {
+    b"PERFILE2": "perf.data",
+    b"2ELIFREP": "perf.data",
+    b"PERFFILE": "perf.data",
+    b"PAR1": "trace",
+    b"\x17\x08\x44tracing": "trace.dat",
+}
+
+
+def recognise(path: Path) -> str:
+    """``perf.data`` or ``trace``.
+
+    :raises FaultpathError: when it is neither
+    """
+    if path.is_dir() and (path / "data").exists():
+        raise FaultpathError("a recording in several files (perf record --threads)", str(path), "record without --threads")
+    check_readable(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    if found == "trace.dat":
+        raise FaultpathError("a trace-cmd recording, which is not supported", str(path), f"record with: {record_command()}")
+    if found is None:
+        raise FaultpathError("not a recording that is known (perf.data)", str(path), f"record with: {record_command()}")
+    return found
+
+
+def record_command() -> str:
+    """The ``perf record`` command that makes a complete recording."""
+    from faultpath.trace.readers.syscalls import recording_events
+
+    return shlex.join(["perf", "record", "-e", ",".join(recording_events()), "--", "COMMAND"])
+
+
+def import_recording(
+    source: Path, output: Path, progress: Progress | None = None, extra_rows: Columns | None = None
+) -> TraceMeta:
+    """Read ``source`` and write the trace ``output``, which appears only when complete.
+
+    :param progress: called with bytes done and bytes in all
+    :param extra_rows: VMA rows the recorder took itself (``/proc/PID/maps``), columns of the schema, times in the recording's clock;
+        for their processes perf's own records of mappings are not used
+    :raises FaultpathError: when ``source`` cannot be imported; nothing is written then
+    """
+    if recognise(source) == "trace":
+        raise FaultpathError("already a trace", str(source), "use it as it is")
+    from faultpath.trace.readers import perf_columns as pc
+    from faultpath.trace.readers.perf_data import PerfData
+    from faultpath.trace.readers.rows import RowMaker
+
+    recording = PerfData(source)
+    wanted, kinds, names = _choose(recording, str(source))
+    header = recording.header
+    page_size = header.tracing.page_size if header.tracing else 4096
+    snapshots = set() if extra_rows is None else {int(p) for p in extra_rows["pid"]}
+    maker = RowMaker(kinds, page_size, snapshots, str(source))
+    width = pc.FIELD + max(4, *(len(fields) for fields in wanted.values()))
+    with TraceWriter(output) as writer:
+        for events in recording.batches(wanted, _snapshot_events(extra_rows, width), progress):
+            writer.write(maker.rows(events))
+        meta = TraceMeta(
+            format="perf.data",
+            source=source.name,
+            kernel=header.kernel,
+            arch=header.arch,
+            page_size=page_size,
+            clock=header.clock,
+            lost_events=recording.lost_events,
+            lost_samples=recording.lost_samples,
+            invalidations_from="tap" if "kvm:kvm_unmap_hva_range" in names else "model",
+            missing=_missing(names, recording.finished, snapshots),
+            dropped={**recording.dropped, **maker.dropped},
+            processes=[
+                {"pid": pid, "parent": parent, "comm": recording.comms.get(pid, (0, ""))[1]}
+                for pid, parent in sorted(maker.parents().items())
+            ],
+            command=header.command,
+        )
+        writer.finish(meta)
+    return meta
+
+
+def _choose(recording: object, where: str) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:
+    """Which of the recording's events make rows: their fields and kinds by number, and their names."""
+    from faultpath.trace.readers.perf_data import PerfData
+    from faultpath.trace.readers.syscalls import FAULT, kind_of
+
+    assert isinstance(recording, PerfData)
+    events = recording.header.events
+    wanted: dict[int, tuple[str, ...]] = {}
+    kinds = np.zeros(len(events), np.int64)
+    names: set[str] = set()
+    for number, event in enumerate(events):
+        if found := kind_of(event.name):
+            kinds[number], wanted[number] = found
+            names.add(event.name)
+    if FAULT not in names:
+        has = sorted({event.name for event in events})
+        close = difflib.get_close_matches(FAULT, has, n=3, cutoff=0.4) or has[:5]
+        raise FaultpathError(
+            f"the recording has no {FAULT} (closest: {', '.join(close)})", where, f"record with: {record_command()}"
+        )
+    return wanted, kinds, names
+
+
+def _snapshot_events(rows: Columns | None, width: int) -> np.ndarray | None:
+    from faultpath.trace.readers import perf_columns as pc
+    from faultpath.trace.readers.rows import SNAPSHOT
+
+    if rows is None:
+        return None
+    events = np.zeros((len(rows["time"]), width), np.int64)
+    order = (("time", pc.TIME), ("pid", pc.PID), ("tid", pc.TID), ("cpu", pc.CPU), ("addr", 5), ("len", 6), ("arg", 7), ("aux", 8))
+    for name, column in order:
+        events[:, column] = rows[name].astype(np.int64)
+    events[:, pc.EVENT] = SNAPSHOT
+    return events
+
+
+def _missing(names: set[str], finished: bool, snapshots: set[int]) -> list[str]:
+    """One sentence for each thing that was not recorded, and why."""
+    from faultpath.trace.readers.syscalls import SYSCALLS, TAP
+
+    said = []
+    calls = [c.name for c in SYSCALLS if not {f"syscalls:sys_enter_{c.name}", f"syscalls:sys_exit_{c.name}"} & names]
+    if calls:
+        said.append(f"System calls {', '.join(calls)}: their events were not recorded.")
+    if TAP not in names:
+        said.append(f"Notifier invalidations: {TAP} was not recorded; they are derived from the system calls.")
+    else:
+        said.append("Invalidations of a process that holds no KVM descriptor: the kernel reports only those of one that does.")
+    if not snapshots:
+        said.append("Mappings that are not executable and older than the recording or made by exec: perf does not record them.")
+    if "syscalls:sys_enter_clone3" in names:
+        said.append("Flags of clone3: the kernel reads them from memory; a child is taken to have its own address space.")
+    if not finished:
+        said.append("Perhaps the end: the recording does not end with a finished round, as when perf is killed.")
+    return said
