@@ -33,6 +33,7 @@ PTRACE_INTERRUPT = 0x4207
 PTRACE_LISTEN = 0x4208
 PTRACE_GETSIGMASK = 0x420A
 PTRACE_SETSIGMASK = 0x420B
+PTRACE_GET_RSEQ_CONFIGURATION = 0x420F
 
 O_TRACESYSGOOD = 0x01
 O_TRACEFORK = 0x02
@@ -51,6 +52,9 @@ EVENT_STOP = 128
 STOPPING_SIGNALS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 WALL = 0x40000000
 
+_RSEQ_FIELDS = ("pointer", "size", "signature", "flags", "pad")
+_RSEQ_CS_OFFSET = 8
+_NOT_IN_SYSCALL = 0xFFFFFFFFFFFFFFFF
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
 _USER32_CS = 0x23
 _MAX_ERRNO = 4095
@@ -105,6 +109,12 @@ class Registers(ctypes.Structure):
             "gs",
         ]
     ]
+
+
+class _RseqConfiguration(ctypes.Structure):
+    """``struct ptrace_rseq_configuration``, uapi/linux/ptrace.h, Linux 5.13."""
+
+    _fields_ = [(name, ctypes.c_uint64 if name == "pointer" else ctypes.c_uint32) for name in _RSEQ_FIELDS]
 
 
 class _KernelSigset(ctypes.Structure):
@@ -269,6 +279,7 @@ class Injection:
         self._mask = _KernelSigset()
         request(PTRACE_GETSIGMASK, self.tid, ctypes.sizeof(self._mask), ctypes.addressof(self._mask))
         self._set_mask(_KernelSigset(0xFFFFFFFFFFFFFFFF))
+        self._save_critical_section()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -279,6 +290,8 @@ class Injection:
         self.last = self._wait()
         request(PTRACE_SETREGS, self.tid, 0, ctypes.addressof(self._saved))
         self._set_mask(self._mask)
+        if self._critical_section is not None:
+            write_memory(self.tid, *self._critical_section)
         if self._suspended:
             request(PTRACE_SETOPTIONS, self.tid, 0, self._options)
 
@@ -290,7 +303,7 @@ class Injection:
         """Run one system call. Returns its value, or -errno."""
         regs = Registers.from_buffer_copy(self._saved)
         regs.rip, regs.rax = self._at, number
-        regs.orig_rax = 0xFFFFFFFFFFFFFFFF  # nothing to restart on the way there
+        regs.orig_rax = _NOT_IN_SYSCALL  # nothing to restart on the way there
         for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False):
             setattr(regs, name, value & 0xFFFFFFFFFFFFFFFF)
         request(PTRACE_SETREGS, self.tid, 0, ctypes.addressof(regs))
@@ -300,6 +313,20 @@ class Injection:
                 request(PTRACE_SYSCALL, self.tid)  # a group-stop passes by; __exit__ meets it again
         value = int(registers(self.tid).rax)
         return value - (1 << 64) if value >= (1 << 64) - _MAX_ERRNO else value
+
+    def _save_critical_section(self) -> None:
+        """The kernel drops a restartable sequence (rseq) that the tracee was in, for its address is elsewhere now."""
+        self._critical_section: tuple[int, bytes] | None = None
+        if self._saved.orig_rax != _NOT_IN_SYSCALL:
+            return
+        rseq = _RseqConfiguration()
+        with contextlib.suppress(OSError):
+            request(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, ctypes.sizeof(rseq), ctypes.addressof(rseq))
+            if rseq.pointer:
+                at = rseq.pointer + _RSEQ_CS_OFFSET
+                found = read_memory(self.tid, at, 8)
+                if any(found):
+                    self._critical_section = at, found
 
     def _set_mask(self, mask: _KernelSigset) -> None:
         request(PTRACE_SETSIGMASK, self.tid, ctypes.sizeof(mask), ctypes.addressof(mask))

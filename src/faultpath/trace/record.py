@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import resource
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from faultpath.errors import FaultpathError
 from faultpath.trace import perf, ptrace, tap
+from faultpath.trace.snapshot import Vma, as_rows, snapshot
 
 KERNEL_THREADS = (
     "invalidations raised by others than the recorded processes (khugepaged, kswapd, compaction, another process that"
@@ -29,26 +29,6 @@ _TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _BIRTHS = frozenset({ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE})
 _GRACE_SECONDS = 2.0
 _ATTACH_SECONDS = 10.0
-_PROT = {"r": 1, "w": 2, "x": 4}
-_MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x02, 0x20, 0x100
-_MAPS_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) \S+ \S+ (\d+) *(.*)$")
-
-
-@dataclass(frozen=True)
-class Vma:
-    """One mapping found in /proc/PID/maps: ``[start, end)`` in bytes, seen at ``time`` (ns, CLOCK_MONOTONIC).
-
-    ``prot`` has PROT_* and ``flags`` MAP_* bits, as far as proc_pid_maps(5) shows them. ``after_exec`` is true when a
-    successful exec had just replaced everything that was mapped before.
-    """
-
-    time: int
-    pid: int
-    start: int
-    end: int
-    prot: int
-    flags: int
-    after_exec: bool
 
 
 def record(command: list[str] | None, pid: int | None, output: Path) -> int:
@@ -63,49 +43,48 @@ def record(command: list[str] | None, pid: int | None, output: Path) -> int:
             "nothing to record, or two things", "record", "give either a command after -- or --pid PID"
         )
     _check_output(output)
-    perf.check()
     with tempfile.TemporaryDirectory(prefix=".faultpath-", dir=output.absolute().parent) as folder:
-        with _Signals() as signals, _Session(Path(folder) / "perf.data", signals) as session:
-            status = session.run(command) if command is not None else session.follow(pid or 0)
-        from faultpath.trace.importing import import_recording  # heavy; not needed before the program has ended
-
-        import_recording(session.data, output, vmas=session.vmas, missing=session.missing(), command=command)
+        with _Surroundings() as around:
+            perf.check()
+            with _Session(Path(folder) / "perf.data", around) as session:
+                status = session.run(command) if command is not None else session.follow(pid or 0)
+        _write_trace(session, output, command)
     return status
 
 
-def snapshot(pid: int, after_exec: bool) -> list[Vma]:
-    """Every mapping of a stopped process, in address order. Empty when it is gone."""
-    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    vmas = []
-    for line in lines:
-        found = _MAPS_LINE.match(line)
-        if found is None or found[8] == "[vsyscall]":  # a fixed kernel address, in no mm
-            continue
-        prot = sum(_PROT[letter] for letter in found.group(3, 4, 5) if letter != "-")
-        flags = _MAP_SHARED if found[6] == "s" else _MAP_PRIVATE
-        if found[7] == "0" and not found[8].startswith("[v"):  # [vvar], [vdso]: kernel pages, mapped as from a file
-            flags |= _MAP_ANONYMOUS
-        if found[8] == "[stack]":
-            flags |= _MAP_GROWSDOWN
-        vmas.append(Vma(now, pid, int(found[1], 16), int(found[2], 16), prot, flags, after_exec))
-    return vmas
+def _write_trace(session: _Session, output: Path, command: list[str] | None) -> None:
+    """Import what perf wrote, and add to its metadata what only the recorder knows."""
+    # Heavy, and not needed before the program has ended.
+    from faultpath.trace.importing import import_recording
+    from faultpath.trace.schema import TraceWriter, open_trace
+
+    imported = session.data.with_suffix(".trace")
+    meta = import_recording(session.data, imported, extra_rows=as_rows(session.vmas))
+    missing = session.missing() + [said for said in meta.missing if "KVM descriptor" not in said]
+    with TraceWriter(output) as writer:
+        for columns in open_trace(imported).batches():
+            writer.write(columns)
+        writer.finish(replace(meta, missing=missing, command=command or []))
 
 
-class _Signals:
-    """The recorder takes its signals one by one (sigtimedwait); the program gets them as they were before."""
+class _Surroundings:
+    """What the recorder changes for itself, and the program gets as it was before: signals and the descriptor limit.
 
-    def __enter__(self) -> _Signals:
+    The recorder takes its signals one by one (sigtimedwait). It holds one descriptor for each living process, and perf
+    needs one for each event and CPU.
+    """
+
+    def __enter__(self) -> _Surroundings:
         self._child_action = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide stops
         ignored = {number for number in _ENDING if signal.getsignal(number) == signal.SIG_IGN}
         self.ending = _ENDING - ignored
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *self.ending, *_TERMINAL_STOPS})
+        self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors[1], self._descriptors[1]))
         return self
 
     def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
         signal.signal(signal.SIGCHLD, self._child_action)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
@@ -114,8 +93,10 @@ class _Signals:
         self.__exit__()
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs do not expect that
             signal.signal(number, signal.SIG_DFL)
+        if b"LC_CTYPE=" not in Path("/proc/self/environ").read_bytes():
+            os.environ.pop("LC_CTYPE", None)  # Python's own addition in the C locale (PEP 538)
 
-    def next(self, seconds: float) -> signal.struct_siginfo | None:
+    def next_signal(self, seconds: float) -> signal.struct_siginfo | None:
         """The next signal, or None after ``seconds``."""
         return signal.sigtimedwait({signal.SIGCHLD, *self.ending}, max(seconds, 0.0))
 
@@ -125,7 +106,7 @@ class _Session:
     """One recording: the tracees by thread id, the perf process and the tap."""
 
     data: Path
-    signals: _Signals
+    around: _Surroundings
     vmas: list[Vma] = field(default_factory=list)
 
     def __enter__(self) -> _Session:
@@ -152,10 +133,10 @@ class _Session:
             self._detach_all()
         if self._perf is not None:
             self._perf.stop()
-            if self._perf.failed:
+            if kind is None and self._perf.failed:
                 self._note(f"the recording ended early: {self._perf.complaint()}")
         if self._tap is not None:
-            self._missing += self._tap.missing()
+            self._missing += [KERNEL_THREADS, *self._tap.missing()]
             self._tap.close()
 
     def missing(self) -> list[str]:
@@ -181,7 +162,7 @@ class _Session:
         pid = self._root = _process_to_follow(pid)
         stops = self._seize_all(pid)
         self._start_perf(pid)
-        self.vmas += snapshot(pid, after_exec=False)
+        self.vmas += snapshot(pid)
         if pid in stops:
             stops[pid] = self._attach_tap(stops[pid])
         for stop in stops.values():
@@ -196,12 +177,11 @@ class _Session:
         pid = os.fork()
         if pid == 0:
             os.close(go_write)
-            _become(command, self.signals, go_read, error_write)
+            _become(command, self.around, go_read, error_write)
         os.close(go_read)
         os.close(error_write)
         self._root = pid
         self._tracees.add(pid)
-        _raise_descriptor_limit()
         try:
             ptrace.seize(pid, self._options)
         except OSError as error:
@@ -289,7 +269,7 @@ class _Session:
             if stop is not None:
                 self._on_report(stop)
                 continue
-            info = self.signals.next(3600.0 if self._deadline is None else self._deadline - time.monotonic())
+            info = self.around.next_signal(3600.0 if self._deadline is None else self._deadline - time.monotonic())
             if info is not None and info.si_signo in _ENDING:
                 self._on_ending_signal(info)
             if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -342,7 +322,7 @@ class _Session:
             # The exit of exec, which perf has just recorded: the snapshot comes after it in time.
             if tid in self._fresh_exec:
                 self._fresh_exec.discard(tid)
-                self.vmas += snapshot(tid, after_exec=True)
+                self.vmas += snapshot(tid)
                 stop = self._attach_tap(stop)
             ptrace.resume(stop)
         elif stop.event in _BIRTHS:
@@ -449,21 +429,13 @@ def _cannot_attach(pid: int, error: OSError) -> FaultpathError:
     )
 
 
-def _become(command: list[str], signals: _Signals, go: int, error: int) -> None:
+def _become(command: list[str], around: _Surroundings, go: int, error: int) -> None:
     """In the child: wait until the recorder has seized it, then become the program. Never returns."""
     try:
         os.read(go, 1)
-        signals.give_to_program()
-        if b"LC_CTYPE=" not in Path("/proc/self/environ").read_bytes():
-            os.environ.pop("LC_CTYPE", None)  # Python's own addition in the C locale (PEP 538)
+        around.give_to_program()
         os.execvp(command[0], command)
     except OSError as failure:
         os.write(error, str(failure.errno).encode())
     finally:
         os._exit(127)
-
-
-def _raise_descriptor_limit() -> None:
-    """One descriptor for each living process is held here, and perf needs one for each event and CPU."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

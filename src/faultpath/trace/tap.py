@@ -74,6 +74,8 @@ class Tap:
         try:
             with injection:
                 self._vms[pid] = self._create_vm(injection)
+        except ProcessLookupError:
+            raise ptrace.TraceeGoneError(pid) from None
         except (ptrace.InjectionRefusedError, _Refused) as refusal:
             self._untapped.setdefault(str(refusal), []).append(pid)
         return injection.last
@@ -194,15 +196,16 @@ def _take_descriptor(pid: int, descriptor: int) -> int:
 @contextlib.contextmanager
 def _room_for_descriptors(pid: int) -> Iterator[None]:
     """Let the tracee open three descriptors more than its RLIMIT_NOFILE, while it is stopped."""
-    try:
-        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        raised = soft + 3
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (raised, max(raised, hard)))
-    except (OSError, ValueError):
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
         yield
         return
+    for limits in ((soft + 3, max(soft + 3, hard)), (min(soft + 3, hard), hard)):  # the first needs CAP_SYS_RESOURCE
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            break
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
