@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -15,12 +15,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def jit(function: F, *, cache: bool = True) -> F:
     """Compile ``function`` on first call and keep the result on disk (``cache=False``: in its callers' results only).
 
-    ``FAULTPATH_NO_JIT=1`` leaves plain Python, for a debugger or for coverage. Division by zero follows numpy (no exception);
-    the interpreter lock is released, so that another thread may write a file meanwhile.
+    ``FAULTPATH_NO_JIT=1`` leaves plain Python, for a debugger or for coverage. Division by zero follows numpy (no
+    exception); the interpreter lock is released, so that another thread may write a file meanwhile.
     """
     if os.environ.get("FAULTPATH_NO_JIT") == "1":
         return function
     import numba
 
-    compiled: F = numba.njit(cache=cache, error_model="numpy", nogil=True)(function)
-    return compiled
+    compiled: Any = numba.njit(cache=cache, error_model="numpy", nogil=True)(function)
+    return cast(F, compiled)

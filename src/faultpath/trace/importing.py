@@ -29,13 +29,17 @@ def recognise(path: Path) -> str:
     :raises FaultpathError: when it is neither
     """
     if path.is_dir() and (path / "data").exists():
-        raise FaultpathError("a recording in several files (perf record --threads)", str(path), "record without --threads")
+        raise FaultpathError(
+            "a recording in several files (perf record --threads)", str(path), "record without --threads"
+        )
     check_readable(path)
     with path.open("rb") as file:
         head = file.read(16)
     found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     if found == "trace.dat":
-        raise FaultpathError("a trace-cmd recording, which is not supported", str(path), f"record with: {record_command()}")
+        raise FaultpathError(
+            "a trace-cmd recording, which is not supported", str(path), f"record with: {record_command()}"
+        )
     if found is None:
         raise FaultpathError("not a recording that is known (perf.data)", str(path), f"record with: {record_command()}")
     return found
@@ -54,8 +58,8 @@ def import_recording(
     """Read ``source`` and write the trace ``output``, which appears only when complete.
 
     :param progress: called with bytes done and bytes in all
-    :param extra_rows: VMA rows the recorder took itself (``/proc/PID/maps``), columns of the schema, times in the recording's clock;
-        for their processes perf's own records of mappings are not used
+    :param extra_rows: VMA rows the recorder took itself (``/proc/PID/maps``), columns of the schema, times in the
+        recording's clock; for their processes perf's own records of mappings are not used
     :raises FaultpathError: when ``source`` cannot be imported; nothing is written then
     """
     if recognise(source) == "trace":
@@ -126,7 +130,16 @@ def _snapshot_events(rows: Columns | None, width: int) -> np.ndarray | None:
     if rows is None:
         return None
     events = np.zeros((len(rows["time"]), width), np.int64)
-    order = (("time", pc.TIME), ("pid", pc.PID), ("tid", pc.TID), ("cpu", pc.CPU), ("addr", 5), ("len", 6), ("arg", 7), ("aux", 8))
+    order = (
+        ("time", pc.TIME),
+        ("pid", pc.PID),
+        ("tid", pc.TID),
+        ("cpu", pc.CPU),
+        ("addr", 5),
+        ("len", 6),
+        ("arg", 7),
+        ("aux", 8),
+    )
     for name, column in order:
         events[:, column] = rows[name].astype(np.int64)
     events[:, pc.EVENT] = SNAPSHOT
@@ -144,11 +157,17 @@ def _missing(names: set[str], finished: bool, snapshots: set[int]) -> list[str]:
     if TAP not in names:
         said.append(f"Notifier invalidations: {TAP} was not recorded; they are derived from the system calls.")
     else:
-        said.append("Invalidations of a process that holds no KVM descriptor: the kernel reports only those of one that does.")
+        said.append(
+            "Invalidations of a process that holds no KVM descriptor: the kernel reports only those of one that does."
+        )
     if not snapshots:
-        said.append("Mappings that are not executable and older than the recording or made by exec: perf does not record them.")
+        said.append(
+            "Mappings that are not executable and older than the recording or made by exec: perf does not record them."
+        )
     if "syscalls:sys_enter_clone3" in names:
-        said.append("Flags of clone3: the kernel reads them from memory; a child is taken to have its own address space.")
+        said.append(
+            "Flags of clone3: the kernel reads them from memory; a child is taken to have its own address space."
+        )
     if not finished:
         said.append("Perhaps the end: the recording does not end with a finished round, as when perf is killed.")
     return said

@@ -15,7 +15,8 @@ from faultpath.trace.schema import open_trace
 def trace_info(path: Path) -> dict[str, Any]:
     """Read the whole trace and count.
 
-    Counts are by lower-case name of the operation or event; ``processes`` are those with rows or a name, by pid, each with its rows.
+    Counts are by lower-case name of the operation or event; ``processes`` are those with rows or a name, by pid, each
+    with its rows.
 
     :raises FaultpathError: when it is not a valid trace
     """

@@ -1,10 +1,11 @@
 """The one table every trace is, whatever it was recorded with: writing it, reading it, refusing what is not one.
 
-A trace is a Parquet file of ``COLUMNS``, one row per operation, in time order, with one JSON document under the key ``faultpath``
-of the file's metadata (``TraceMeta``). What the columns mean for each operation is in ``ops.Op``.
+A trace is a Parquet file of ``COLUMNS``, one row per operation, in time order, with one JSON document under the key
+``faultpath`` of the file's metadata (``TraceMeta``). What the columns mean for each operation is in ``ops.Op``.
 
-Rules, checked on every read: time never goes backwards (equal times keep file order: two CPUs may stamp the same nanosecond);
-ops and notifier events are known; addresses lie below ``ADDRESS_LIMIT``; ranges are half-open, page aligned and do not wrap.
+Rules, checked on every read: time never goes backwards (equal times keep file order: two CPUs may stamp the same
+nanosecond); ops and notifier events are known; addresses lie below ``ADDRESS_LIMIT``; ranges are half-open, page
+aligned and do not wrap.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +31,8 @@ from faultpath.trace.ops import Event, Op
 SCHEMA = 1
 KEY = b"faultpath"
 ROW_GROUP = 1 << 17
-#: x86 five-level paging gives user space 2^56 bytes; four-level gives 2^47 (Documentation/arch/x86/x86_64/5level-paging.rst).
+#: x86 five-level paging gives user space 2^56 bytes; four-level gives 2^47 (Documentation/arch/x86/x86_64/5level-
+#: paging.rst).
 ADDRESS_LIMIT = 1 << 56
 
 COLUMNS: dict[str, Any] = {
@@ -45,8 +48,9 @@ COLUMNS: dict[str, Any] = {
 }
 ARROW = pa.schema([pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in COLUMNS.items()])
 
-# Constant and slowly changing columns take next to nothing as deltas; few distinct values in no order are smaller by dictionary.
-DICTIONARY = ["op", "arg", "aux"]
+# Constant and slowly changing columns take next to nothing as deltas; a dictionary is smaller for few values in no
+# order.
+DICTIONARY = ["op", "aux"]
 DELTA = {name: "DELTA_BINARY_PACKED" for name in COLUMNS if name not in DICTIONARY}
 
 RANGE_OPS = np.zeros(256, np.bool_)
@@ -66,8 +70,10 @@ class TraceMeta:
     :ivar kernel: release of the recorded machine, empty when the source does not say
     :ivar page_size: bytes
     :ivar clock: what ``time`` counts from
-    :ivar lost_events: events the kernel reported as lost, at least; ``lost_samples`` likewise for samples dropped before the buffer
-    :ivar invalidations_from: ``tap`` when every ``invalidate_range_start`` was recorded, ``model`` when they must be derived
+    :ivar lost_events: events the kernel reported as lost, at least; ``lost_samples`` likewise for samples dropped
+        before the buffer
+    :ivar invalidations_from: ``tap`` when every ``invalidate_range_start`` was recorded, ``model`` when they must be
+        derived
     :ivar missing: one sentence for each thing that was not recorded, and why
     :ivar dropped: events of the source that gave no row, by reason
     :ivar processes: ``{"pid", "parent", "comm"}`` of each, by pid
@@ -102,7 +108,9 @@ class TraceMeta:
             raise FaultpathError("the trace's metadata has no schema number", where, RECORD_AGAIN)
         if version > SCHEMA:
             raise FaultpathError(
-                f"trace schema {version} is newer than {SCHEMA}, the newest this version reads", where, "upgrade faultpath"
+                f"trace schema {version} is newer than {SCHEMA}, the newest this version reads",
+                where,
+                "upgrade faultpath",
             )
         known = {f.name for f in fields(cls)}
         meta = cls(**{k: v for k, v in document.items() if k in known}) if "format" in document else cls(format="")
@@ -146,8 +154,9 @@ def _is_process(entry: Any) -> bool:
 class TraceWriter:
     """Writes a trace row group by row group; it appears under its name only when complete.
 
-    Use as a context manager: ``write()`` any number of times, then ``finish()`` once. Leaving without ``finish()``, by an error
-    or by Ctrl-C, removes what was written. The same rows and metadata give the same bytes however they are cut into calls.
+    Use as a context manager: ``write()`` any number of times, then ``finish()`` once. Leaving without ``finish()``,
+    by an error or by Ctrl-C, removes what was written. The same rows and metadata give the same bytes however they
+    are cut into calls.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,6 +166,8 @@ class TraceWriter:
         self._pending_rows = 0
         if path.is_dir():
             raise FaultpathError("the output is a directory", str(path), "name a file")
+        self._worker = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             self._writer = pq.ParquetWriter(
@@ -174,40 +185,58 @@ class TraceWriter:
             raise self._cannot_write(error) from None
 
     def write(self, columns: Columns) -> None:
-        """Append rows. Arrays are one per column, of equal length, of the types in ``COLUMNS``."""
+        """Append rows. Arrays are one per column, of equal length, of the types in ``COLUMNS``; they are not to be
+        changed after."""
         self._pending.append(columns)
         self._pending_rows += len(columns["time"])
         if self._pending_rows >= ROW_GROUP:
             self._flush(final=False)
 
     def finish(self, meta: TraceMeta) -> None:
+        """Write what is left and ``meta``, and let the file appear.
+
+        :raises FaultpathError: when it cannot be written
+        """
         self._flush(final=True)
-        self._writer.add_key_value_metadata({KEY: meta.to_json().encode()})
+        self._wait()
         try:
+            self._writer.add_key_value_metadata({KEY: meta.to_json().encode()})
             self._writer.close()
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise self._cannot_write(error) from None
 
     def _flush(self, final: bool) -> None:
+        """Hand whole row groups, or with ``final`` everything, to the worker, which encodes while the caller
+        decodes."""
         if not self._pending:
             return
         whole = {name: np.concatenate([c[name] for c in self._pending]) for name in COLUMNS}
         count = len(whole["time"])
         cut = count if final else count - count % ROW_GROUP
-        try:
-            for start in range(0, cut, ROW_GROUP):
-                group = [pa.array(whole[name][start : min(start + ROW_GROUP, cut)]) for name in COLUMNS]
-                self._writer.write_table(pa.Table.from_arrays(group, schema=ARROW), row_group_size=ROW_GROUP)
-        except OSError as error:
-            raise self._cannot_write(error) from None
+        self._wait()
+        self._writing = self._worker.submit(self._write_groups, whole, cut)
         self.rows += cut
         self._pending = [{name: column[cut:] for name, column in whole.items()}] if cut < count else []
         self._pending_rows = count - cut
 
+    def _write_groups(self, whole: Columns, cut: int) -> None:
+        for start in range(0, cut, ROW_GROUP):
+            group = [pa.array(whole[name][start : min(start + ROW_GROUP, cut)]) for name in COLUMNS]
+            self._writer.write_table(pa.Table.from_arrays(group, schema=ARROW), row_group_size=ROW_GROUP)
+
+    def _wait(self) -> None:
+        try:
+            if self._writing:
+                self._writing.result()
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
     def _cannot_write(self, error: OSError) -> FaultpathError:
         reason = error.strerror or str(error).splitlines()[0]
-        return FaultpathError(f"cannot write the trace ({reason})", str(self.path), "check the directory, its free space and rights")
+        return FaultpathError(
+            f"cannot write the trace ({reason})", str(self.path), "check the directory, its free space and rights"
+        )
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -215,6 +244,7 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._worker.shutdown()
         if self._temporary.exists():
             with contextlib.suppress(Exception):
                 self._writer.close()
@@ -238,7 +268,9 @@ class Trace:
             keys = metadata.metadata or {}
             arrow = self._file.schema_arrow
         if KEY not in keys:
-            raise FaultpathError("a Parquet file, but not a faultpath trace", self._where, "give a trace or a recording")
+            raise FaultpathError(
+                "a Parquet file, but not a faultpath trace", self._where, "give a trace or a recording"
+            )
         self.meta = TraceMeta.from_json(keys[KEY], self._where)
         if arrow.names != ARROW.names or arrow.types != ARROW.types:
             raise FaultpathError("the trace's columns are not those of schema 1", self._where, RECORD_AGAIN)
@@ -299,7 +331,9 @@ def check_readable(path: Path) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise FaultpathError("not a regular file", where, "save the recording to a file first")
         if status.st_size == 0:
-            raise FaultpathError("an empty file", where, "record again; the recorder was perhaps stopped before it wrote")
+            raise FaultpathError(
+                "an empty file", where, "record again; the recorder was perhaps stopped before it wrote"
+            )
         with path.open("rb"):
             pass
     except (OSError, ValueError) as error:
@@ -338,12 +372,22 @@ def check_rows(columns: Columns, first: int, last: int, page_size: int, where: s
     moved = op == Op.MREMAP
     if moved.any():
         start, end = columns["arg"], columns["aux"] & ~np.int64(page_size - 1)
-        bad = (start < 0) | (end < 0) | (start > ADDRESS_LIMIT) | (end > ADDRESS_LIMIT - start) | (start & (page_size - 1) != 0)
+        bad = (
+            (start < 0)
+            | (end < 0)
+            | (start > ADDRESS_LIMIT)
+            | (end > ADDRESS_LIMIT - start)
+            | (start & (page_size - 1) != 0)
+        )
         refuse(moved & bad, "an mremap to a range that is not in user space", "arg")
     raised = op == Op.INVALIDATE
     if raised.any():
         refuse(raised & ((columns["arg"] < 0) | (columns["arg"] > max(Event))), "an unknown notifier event", "arg")
-        refuse(raised & ~np.isin(columns["aux"], [int(o) for o in Op]), "an unknown operation around an invalidation", "aux")
+        refuse(
+            raised & ~np.isin(columns["aux"], [int(o) for o in Op]),
+            "an unknown operation around an invalidation",
+            "aux",
+        )
 
 
 def _shown(name: str | None, value: Any) -> str:

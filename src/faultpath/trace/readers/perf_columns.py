@@ -1,7 +1,7 @@
 """The compiled half of the perf.data reader: from bytes to rows of integers.
 
-``walk`` goes over records (tools/perf/Documentation/perf.data-file-format.txt, include/uapi/linux/perf_event.h, Linux 6.1) and
-puts each sample it is asked for, and each FORK, EXIT and MMAP record, into one row of ``out``:
+``walk`` goes over records (tools/perf/Documentation/perf.data-file-format.txt, include/uapi/linux/perf_event.h, Linux
+6.1) and puts each sample it is asked for, and each FORK, EXIT and MMAP record, into one row of ``out``:
 
 ======  ======================================================================================
 column  holds
@@ -14,8 +14,8 @@ EVENT   number of the event in the file for a sample, minus the record type for 
 FIELD.. a sample's fields as asked; FORK, EXIT: ppid, ptid; MMAP: addr, len, prot, flags
 ======  ======================================================================================
 
-Nothing outside ``buf[at:end]`` is ever read, whatever sizes the records claim. Errors are a negative status and the offset;
-the caller makes the message. Records of other kinds are passed over, as perf does.
+Nothing outside ``buf[at:end]`` is ever read, whatever sizes the records claim. Errors are a negative status and the
+offset; the caller makes the message. Records of other kinds are passed over, as perf does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMPRESSED, COMPRESSED2 = 81, 83
 MISC_MMAP_DATA = MISC_COMM_EXEC = 1 << 13
 PROT_READ_WRITE, PROT_READ_EXEC = 3, 5
 
-# Columns of the table of attributes, in bytes. Sample offsets count from the record, trailer offsets from its end; 0: absent.
+# Columns of the table of attributes, in bytes; sample offsets count from the record, trailer offsets from its end.
 (
     A_WANTED,
     A_TID,
@@ -56,9 +56,10 @@ FIELD_WIDTH = 3  # offset, size, signed
 # What all attributes share: where the id is (0: nowhere), in samples from the record, in other records from the end.
 P_ID, P_TRAILER_ID = 0, 1
 
-# State that outlives a call. ROUND_LIMIT: no record earlier than this can still come (perf's ordered-events.c, do_flush).
-S_AT, S_ROWS, S_MAX, S_ROUND_MAX, S_ROUND_LIMIT, S_LOST, S_LOST_SAMPLES, S_UNKNOWN_ID, S_LAST_TYPE, S_NAME_AT = range(10)
 STATE_SIZE = 10
+# State that outlives a call. ROUND_LIMIT: no record earlier than this can still come (ordered-events.c, do_flush).
+S_AT, S_ROWS, S_MAX, S_ROUND_MAX, S_ROUND_LIMIT = range(5)
+S_LOST, S_LOST_SAMPLES, S_UNKNOWN_ID, S_LAST_TYPE, S_NAME_AT = range(5, STATE_SIZE)
 
 DONE, PARTIAL, FULL, RARE, NAME = 0, 1, 2, 3, 4
 BAD_SIZE, SHORT_SAMPLE, SHORT_RAW, WRONG_TYPE, BAD_TIME, SHORT_RECORD = -1, -2, -3, -4, -5, -6
@@ -130,7 +131,7 @@ def attribute_of(key, ids, attribute):  # type: ignore[no-untyped-def]
 
 @jit
 def fill_ids(keys, owners, ids, attribute):  # type: ignore[no-untyped-def]
-    """Fill the table that ``attribute_of`` reads; it must have more slots than keys. The first owner of a key keeps it."""
+    """Fill the table that ``attribute_of`` reads; it has more slots than keys. The first owner of a key keeps it."""
     mask = len(ids) - 1
     for i in range(len(keys)):
         slot = (keys[i] ^ (keys[i] >> 15)) & mask
@@ -205,9 +206,9 @@ def put_record(buf, at, end, kind, misc, attrs, event, out, count):  # type: ign
 def walk(buf, at, end, shared, attrs, ids, attribute, out, state):  # type: ignore[no-untyped-def]
     """Go over the records in ``buf[at:end]``.
 
-    Returns ``DONE`` at the end, ``PARTIAL`` before a record that is not all there, ``FULL`` before one there is no row for,
-    ``RARE`` before one the caller must handle itself, ``NAME`` after a COMM record whose name begins at ``state[S_NAME_AT]``, or an
-    error. ``state[S_AT]`` is the offset of the record it stopped before.
+    Returns ``DONE`` at the end, ``PARTIAL`` before a record that is not all there, ``FULL`` before one there is no
+    row for, ``RARE`` before one the caller must handle itself, ``NAME`` after a COMM record whose name begins at
+    ``state[S_NAME_AT]``, or an error. ``state[S_AT]`` is the offset of the record it stopped before.
     """
     count = state[S_ROWS]
     capacity = len(out)

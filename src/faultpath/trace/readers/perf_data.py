@@ -1,9 +1,9 @@
 """perf.data: from the file to its events in time order, as rows of integers.
 
-perf writes what each processor saw one buffer after another, so records must be sorted. Sorting the whole file would need it all in
-memory; a FINISHED_ROUND record says that nothing older than the previous round's newest record can follow, so everything up to there
-is sorted and handed out (``ordered_events__flush``, tools/perf/util/ordered-events.c, Linux 6.1). Order is stable: equal times keep
-the order of the file.
+perf writes what each processor saw one buffer after another, so records must be sorted. Sorting the whole file would
+need it all in memory; a FINISHED_ROUND record says that nothing older than the previous round's newest record can
+follow, so everything up to there is sorted and handed out (``ordered_events__flush``,
+tools/perf/util/ordered-events.c, Linux 6.1). Order is stable: equal times keep the order of the file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FEED = 4096  # compressed bytes expanded at a time: zstd can make 128 KiB out of
 EXPANDED = 16 << 20  # expanded bytes walked at a time
 WINDOW = 1 << 27  # the largest window any zstd level asks for
 
+Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Progress = Callable[[int, int], None]
 
 
@@ -60,8 +61,8 @@ class PerfData:
         extra: np.ndarray | None = None,
         progress: Progress | None = None,
     ) -> Iterator[np.ndarray]:
-        """Rows in time order, as arrays of shape ``(rows, perf_columns.FIELD + n)`` (int64): ``n`` is the most fields any event has, at
-        least four.
+        """Rows in time order, as arrays of shape ``(rows, perf_columns.FIELD + n)`` (int64): ``n`` is the most fields
+        any event has, at least four. Each is good until the next is asked for.
 
         :param wanted: fields to decode by number of the event in ``header.events``; other events are passed over
         :param extra: rows of the same shape to merge in
@@ -69,54 +70,98 @@ class PerfData:
         :raises FaultpathError: when a record cannot be decoded
         """
         width = pc.FIELD + max([4, *(len(names) for names in wanted.values())])
-        walker = _Walker(self.header, attribute_tables(self.header, wanted, width - pc.FIELD, self._where), width, self._where)
-        pending = [] if extra is None else [extra]
-        flushed = late = 0
-        for rows, at_end in walker.run(np.frombuffer(self._map, np.uint8), progress):
-            pending.append(rows)
-            limit = LAST if at_end else int(walker.state[pc.S_ROUND_LIMIT])
-            if sum(map(len, pending)) > PENDING:
-                limit = max(limit, _half_way(pending))
-            elif limit <= flushed:
-                continue
-            ordered, dropped = _in_order(pending, flushed)
-            late += dropped
-            cut = int(np.searchsorted(ordered[:, pc.TIME], limit, side="right"))
-            pending = [ordered[cut:]]
-            if cut:
-                flushed = max(flushed, int(ordered[cut - 1, pc.TIME]))
-                yield ordered[:cut]
+        tables = attribute_tables(self.header, wanted, width - pc.FIELD, self._where)
+        walker = _Walker(self.header, tables, self._where)
+        store = _Store(width)
+        if extra is not None:
+            store.put(extra)
+        whole = np.frombuffer(self._map, np.uint8)
+        begin, end = self.header.data
+        released = 0
+        for at in walker.run(whole, store):
+            limit = LAST if at == end else int(walker.state[pc.S_ROUND_LIMIT])
+            ready = store.take(limit)
+            if len(ready):
+                yield ready
+            if progress:
+                progress(at - begin, end - begin)
+            # Pages of the file that are done with would count as ours until the kernel needs them.
+            done = at // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            if done > released:
+                self._map.madvise(mmap.MADV_DONTNEED, released, done - released)
+                released = done
         self.comms = walker.comms
         self.lost_events, self.lost_samples = int(walker.state[pc.S_LOST]), int(walker.state[pc.S_LOST_SAMPLES])
         self.finished = int(walker.state[pc.S_LAST_TYPE]) == pc.FINISHED_ROUND
-        counts = {"samples of an unknown event": int(walker.state[pc.S_UNKNOWN_ID]), "records out of time order": late}
+        counts = {
+            "samples of an unknown event": int(walker.state[pc.S_UNKNOWN_ID]),
+            "records out of time order": store.late,
+        }
         self.dropped = {reason: count for reason, count in counts.items() if count}
 
 
 LAST = (1 << 63) - 1
 
 
-def _half_way(pending: list[np.ndarray]) -> int:
-    newest = max(int(p[:, pc.TIME].max()) for p in pending if len(p))
-    oldest = min(int(p[:, pc.TIME].min()) for p in pending if len(p))
-    return oldest + (newest - oldest) // 2
+class _Store:
+    """Rows waiting to be put in order, in one buffer that is used over and over: fresh pages cost more than the
+    sorting.
+
+    :ivar rows: shape ``(capacity, width)``; the first ``count`` are waiting
+    :ivar late: rows thrown away because later ones had been handed out
+    """
+
+    def __init__(self, width: int) -> None:
+        self.rows = np.empty((2 * BATCH, width), np.int64)
+        self.count = 0
+        self.late = 0
+        self._ordered = np.empty_like(self.rows)
+        self._flushed = 0
+
+    def room(self) -> np.ndarray:
+        """Free rows after those that wait, ``BATCH`` of them."""
+        if self.count + BATCH > len(self.rows):
+            grown = np.empty((2 * len(self.rows), self.rows.shape[1]), np.int64)
+            grown[: self.count] = self.rows[: self.count]
+            self.rows, self._ordered = grown, np.empty_like(grown)
+        return self.rows[self.count : self.count + BATCH]
+
+    def put(self, rows: np.ndarray) -> None:
+        for start in range(0, len(rows), BATCH):
+            piece = rows[start : start + BATCH]
+            self.room()[: len(piece)] = piece
+            self.count += len(piece)
+
+    def take(self, limit: int) -> np.ndarray:
+        """Rows up to ``limit`` ns in order. The array is good until the next call."""
+        times = self.rows[: self.count, pc.TIME]
+        if self.count > PENDING:
+            oldest, newest = int(times.min()), int(times.max())
+            limit = max(limit, oldest + (newest - oldest) // 2)
+        elif limit <= self._flushed or not self.count:
+            return self.rows[:0]
+        if (times[1:] < times[:-1]).any():
+            order = np.argsort(times, kind="stable")
+            np.take(self.rows[: self.count], order, axis=0, out=self._ordered[: self.count], mode="clip")
+            self.rows, self._ordered = self._ordered, self.rows
+        rows = self.rows[: self.count]
+        # A record without a time was made by perf and tells how things stood before: it is never late.
+        late = (rows[:, pc.TIME] < self._flushed) & (rows[:, pc.TIME] > 0)
+        if late.any():
+            self.late += int(late.sum())
+            rows = rows[~late]
+        cut = int(np.searchsorted(rows[:, pc.TIME], limit, side="right"))
+        self.count = len(rows) - cut
+        self._ordered[: self.count] = rows[cut:]
+        self.rows, self._ordered = self._ordered, self.rows
+        if cut:
+            self._flushed = max(self._flushed, int(rows[cut - 1, pc.TIME]))
+        return rows[:cut]
 
 
-def _in_order(pending: list[np.ndarray], flushed: int) -> tuple[np.ndarray, int]:
-    """All pending rows by time, less those older than what was already handed out, and how many those were."""
-    rows = np.concatenate(pending) if len(pending) > 1 else pending[0]
-    times = rows[:, pc.TIME].copy()
-    if (times[1:] < times[:-1]).any():
-        order = np.argsort(times, kind="stable")
-        rows, times = rows[order], times[order]
-    # A record without a time was made by perf and tells how things stood before: it is never late.
-    late = (times < flushed) & (times > 0)
-    count = int(late.sum())
-    return (rows[~late] if count else rows), count
-
-
-def attribute_tables(header: ph.Header, wanted: Mapping[int, Sequence[str]], fields: int, where: str) -> tuple[np.ndarray, ...]:
-    """What ``perf_columns.walk`` needs to know of the attributes: shared positions, one row each, and the table of ids."""
+def attribute_tables(header: ph.Header, wanted: Mapping[int, Sequence[str]], fields: int, where: str) -> Tables:
+    """What ``perf_columns.walk`` needs to know of the attributes: shared positions, one row each, and the table of
+    ids."""
     events = header.events
     attrs = np.zeros((len(events), pc.A_FIELD + pc.FIELD_WIDTH * fields), np.int64)
     shared = np.zeros(2, np.int64)
@@ -125,7 +170,9 @@ def attribute_tables(header: ph.Header, wanted: Mapping[int, Sequence[str]], fie
         raise FaultpathError("events that keep their id in different places", where, "record them with one perf record")
     shared[:] = positions.pop()
     if len(events) > 1 and not shared[pc.P_ID]:
-        raise FaultpathError("several events, but samples without an id", where, "record with perf record, which adds it")
+        raise FaultpathError(
+            "several events, but samples without an id", where, "record with perf record, which adds it"
+        )
     for number, event in enumerate(events):
         attrs[number, : pc.A_TYPE_OFFSET] = _layout(event)
         if number not in wanted:
@@ -133,14 +180,18 @@ def attribute_tables(header: ph.Header, wanted: Mapping[int, Sequence[str]], fie
         attrs[number, pc.A_WANTED] = 1
         for bit, what in ((ph.SAMPLE_TIME, "time"), (ph.SAMPLE_TID, "thread")):
             if not event.sample_type & bit:
-                raise FaultpathError(f"{event.name} was recorded without {what}", where, "record with perf record -T --sample-cpu")
+                raise FaultpathError(
+                    f"{event.name} was recorded without {what}", where, "record with perf record -T --sample-cpu"
+                )
         if not event.sample_type & ph.SAMPLE_RAW or event.format is None:
             raise FaultpathError(f"{event.name} was recorded without its fields", where, "record with perf record -R")
         for column, name in enumerate(wanted[number]):
             found = event.format.fields.get(name)
             if found is None or found.size not in (1, 2, 4, 8):
                 has = ", ".join(n for n in event.format.fields if not n.startswith("common_"))
-                raise FaultpathError(f"{event.name} has no number {name!r} (it has {has})", where, "report this kernel's event format")
+                raise FaultpathError(
+                    f"{event.name} has no number {name!r} (it has {has})", where, "report this kernel's event format"
+                )
             at = pc.A_FIELD + pc.FIELD_WIDTH * column
             attrs[number, at : at + pc.FIELD_WIDTH] = found.offset, found.size, found.signed
         common = event.format.fields.get("common_type")
@@ -156,7 +207,8 @@ def attribute_tables(header: ph.Header, wanted: Mapping[int, Sequence[str]], fie
 
 
 def _id_positions(event: ph.RecordedEvent) -> tuple[int, int]:
-    """Bytes to the id from the start of a sample and from the end of another record: evsel.c, __perf_evsel__calc_id_pos."""
+    """Bytes to the id from the start of a sample and from the end of another record: evsel.c,
+    __perf_evsel__calc_id_pos."""
     kind = event.sample_type
     if kind & ph.SAMPLE_IDENTIFIER:
         return 8, (8 if event.flags & ph.FLAG_SAMPLE_ID_ALL else 0)
@@ -168,7 +220,8 @@ def _id_positions(event: ph.RecordedEvent) -> tuple[int, int]:
 
 
 def _layout(event: ph.RecordedEvent) -> list[int]:
-    """Columns ``A_WANTED`` to ``A_TRAILER_CPU``: where things are in this event's samples and trailers (perf_event.h)."""
+    """Columns ``A_WANTED`` to ``A_TRAILER_CPU``: where things are in this event's samples and trailers
+    (perf_event.h)."""
     kind = event.sample_type
     at = 8
     found: dict[int, int] = {}
@@ -220,62 +273,53 @@ def _layout(event: ph.RecordedEvent) -> list[int]:
 class _Walker:
     """Goes over all records once, expanding compressed ones, and hands out rows in file order."""
 
-    def __init__(self, header: ph.Header, tables: tuple[np.ndarray, ...], width: int, where: str) -> None:
+    def __init__(self, header: ph.Header, tables: Tables, where: str) -> None:
         self.header, self.tables, self.where = header, tables, where
         self.state = np.zeros(pc.STATE_SIZE, np.int64)
         self.comms: dict[int, tuple[int, str]] = {}
-        self.width = width
-        self.out = np.empty((BATCH, width), np.int64)
         self.expander = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj(read_across_frames=True)
         self.rest = b""
 
-    def run(self, whole: np.ndarray, progress: Progress | None) -> Iterator[tuple[np.ndarray, bool]]:
-        """Rows, and whether they are the last."""
-        begin, end = self.header.data
-        for at in self._records(whole, begin, end, ""):
-            if progress:
-                progress(at - begin, end - begin)
-            yield self._take(), False
+    def run(self, whole: np.ndarray, store: _Store) -> Iterator[int]:
+        """Put rows into ``store``; stops with the offset it came to whenever it has ``BATCH`` more, and at the end."""
+        at, end = self.header.data
+        yield from self._records(whole, at, end, store, "")
         at = int(self.state[pc.S_AT])
         if at != end:
             raise FaultpathError(f"the last record is cut off, at {at:#x}", self.where, ph.RECORD_AGAIN)
         if self.rest:
             raise FaultpathError("the compressed data end inside a record", self.where, ph.RECORD_AGAIN)
-        if progress:
-            progress(end - begin, end - begin)
-        yield self._take(), True
+        yield end
 
-    def _take(self) -> np.ndarray:
-        rows = self.out[: self.state[pc.S_ROWS]]
-        self.out = np.empty((BATCH, self.width), np.int64)
-        self.state[pc.S_ROWS] = 0
-        return rows
-
-    def _records(self, buf: np.ndarray, at: int, end: int, inside: str) -> Iterator[int]:
-        """Walk ``buf[at:end]``, stopping with an offset whenever ``out`` is full; ``state[S_AT]`` is where it ended."""
+    def _records(self, buf: np.ndarray, at: int, end: int, store: _Store, inside: str) -> Iterator[int]:
+        """Walk ``buf[at:end]``, stopping with an offset whenever there is no room; ``state[S_AT]`` is where it
+        ended."""
         state = self.state
         while True:
-            status = pc.walk(buf, at, end, *self.tables, self.out, state)
+            out = store.room()
+            state[pc.S_ROWS] = 0
+            status = pc.walk(buf, at, end, *self.tables, out, state)
             at = int(state[pc.S_AT])
+            store.count += int(state[pc.S_ROWS])
             if status < 0:
                 raise FaultpathError(f"{pc.ERRORS[status]}, {inside}at {at:#x}", self.where, ph.RECORD_AGAIN)
             if status == pc.FULL:
                 yield at
             elif status == pc.NAME:
-                self._name(bytes(buf[state[pc.S_NAME_AT] : state[pc.S_NAME_AT] + 16]))
+                name = bytes(buf[state[pc.S_NAME_AT] : state[pc.S_NAME_AT] + 16])
+                self._name(store.rows[store.count - 1], name)
             elif status == pc.RARE:
                 kind, size = int(pc.u32(buf, at)), int(pc.u16(buf, at + 6))
                 if kind in (pc.COMPRESSED, pc.COMPRESSED2):
                     if inside:
                         raise FaultpathError(f"a compressed record {inside}at {at:#x}", self.where, ph.RECORD_AGAIN)
-                    for _ in self._compressed(buf, at, size, kind):
+                    for _ in self._compressed(buf, at, size, kind, store):
                         yield at
                 at = self._after(buf, at, size, kind, end)
             else:
                 return
 
-    def _name(self, text: bytes) -> None:
-        row = self.out[self.state[pc.S_ROWS] - 1]
+    def _name(self, row: np.ndarray, text: bytes) -> None:
         time, pid = int(row[pc.TIME]), int(row[pc.PID])
         if pid == row[pc.TID] and time >= self.comms.get(pid, (0, ""))[0]:
             self.comms[pid] = (time, text.split(b"\0", 1)[0].decode("utf-8", "backslashreplace"))
@@ -291,23 +335,27 @@ class _Walker:
             raise FaultpathError(f"a record whose data lie outside the file, at {at:#x}", self.where, ph.RECORD_AGAIN)
         return at + size + extra
 
-    def _compressed(self, buf: np.ndarray, at: int, size: int, kind: int) -> Iterator[int]:
+    def _compressed(self, buf: np.ndarray, at: int, size: int, kind: int, store: _Store) -> Iterator[int]:
         """Expand one record and walk what comes out; records may straddle the pieces."""
         start, stop = at + 8, at + size
         if kind == pc.COMPRESSED2:  # aligned to eight bytes, so it says how many are meant (perf 6.16)
             length = int(pc.s64(buf, start)) if size >= 16 else -1
             start += 8
             if not 0 <= length <= stop - start:
-                raise FaultpathError(f"a compressed record whose size is wrong, at {at:#x}", self.where, ph.RECORD_AGAIN)
+                raise FaultpathError(
+                    f"a compressed record whose size is wrong, at {at:#x}", self.where, ph.RECORD_AGAIN
+                )
             stop = start + length
         inside = f"in the compressed record at {at:#x}, "
         for begin in range(start, stop, FEED):
             try:
                 piece = self.expander.decompress(bytes(buf[begin : min(begin + FEED, stop)]))
             except zstandard.ZstdError as error:
-                raise FaultpathError(f"cannot expand the record at {at:#x} ({error})", self.where, ph.RECORD_AGAIN) from None
+                raise FaultpathError(
+                    f"cannot expand the record at {at:#x} ({error})", self.where, ph.RECORD_AGAIN
+                ) from None
             self.rest += piece
             if len(self.rest) >= EXPANDED or begin + FEED >= stop:
-                yield from self._records(np.frombuffer(self.rest, np.uint8), 0, len(self.rest), inside)
+                yield from self._records(np.frombuffer(self.rest, np.uint8), 0, len(self.rest), store, inside)
                 self.rest = self.rest[self.state[pc.S_AT] :]
         self.state[pc.S_AT] = at

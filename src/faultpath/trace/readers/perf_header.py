@@ -16,7 +16,16 @@ from faultpath.trace.readers.tracing_data import EventFormat, TracingData, parse
 MAGIC = b"PERFILE2"
 RECORD_AGAIN = "the file is truncated or damaged; record again"
 
-TRACING_DATA, OSRELEASE, ARCH, CMDLINE, DIR_FORMAT, CLOCKID, COMPRESSED_FEATURE, CLOCK_DATA = 1, 4, 6, 11, 24, 23, 27, 29
+TRACING_DATA, OSRELEASE, ARCH, CMDLINE, DIR_FORMAT, CLOCKID, COMPRESSED_FEATURE, CLOCK_DATA = (
+    1,
+    4,
+    6,
+    11,
+    24,
+    23,
+    27,
+    29,
+)
 
 # perf_event_sample_format
 (
@@ -131,7 +140,9 @@ def _parse_sections(data: memoryview, where: str) -> Header:
     attr_size = _u64(data, 16)
     start, size = struct.unpack_from("<QQ", data, 40)
     if size == 0:
-        raise FaultpathError("an unfinished recording (its header gives no data)", where, "let perf record end, or stop it with Ctrl-C")
+        raise FaultpathError(
+            "an unfinished recording (its header gives no data)", where, "let perf record end, or stop it with Ctrl-C"
+        )
     _section(data, 40, "event data", where)
     attrs = _section(data, 24, "event attributes", where)
     if attr_size < ATTR_SIZE_VER0 + 16 or attr_size > 4096 or len(attrs) % attr_size:

@@ -3,17 +3,20 @@
 A system call becomes one row at its successful exit. What the kernel stamps while it runs comes before that exit, so an
 invalidation takes its type from the arguments the thread entered with:
 
-* inside munmap, mmap, mremap, brk, execve: UNMAP; mprotect: PROTECTION_VMA; fork and its kin: PROTECTION_PAGE; else CLEAR;
-* but one aligned 2 MiB block that is not contained in the range the call asked to change is CLEAR: the kernel splits the huge page
-  at a new VMA boundary first (``vma_adjust_trans_huge``, mm/huge_memory.c, Linux 6.1).
+* inside munmap, mmap, mremap, brk, execve: UNMAP; mprotect: PROTECTION_VMA; fork and its kin: PROTECTION_PAGE; else
+  CLEAR;
+* but one aligned 2 MiB block that is not contained in the range the call asked to change is CLEAR: the kernel splits
+  the huge page at a new VMA boundary first (``vma_adjust_trans_huge``, mm/huge_memory.c, Linux 6.1).
 
-FORK and EXEC are taken from perf's own records where there are any: they are stamped when the new address space exists, before the
-child's first event (a vfork parent returns only after its child has gone). A child made with CLONE_VM but without CLONE_THREAD, as by
-vfork, runs in its parent's address space until it execs or exits: its rows carry the parent's ``pid`` and its own ``tid``. EXIT is
-the exit of a process's last thread.
+FORK and EXEC are taken from perf's own records where there are any: they are stamped when the new address space
+exists, before the child's first event (a vfork parent returns only after its child has gone). A child made with
+CLONE_VM but without CLONE_THREAD, as by vfork, runs in its parent's address space until it execs or exits: its rows
+carry the parent's ``pid`` and its own ``tid``. EXIT is the exit of a process's last thread.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -123,8 +126,10 @@ def make_rows(  # type: ignore[no-untyped-def]
     events, at, kinds, page, snapshots, threads, thread_of, processes, process_of, dropped, state,
     time, pids, tids, cpus, ops, addrs, lens, args, auxs,
 ):  # fmt: skip
-    """Turn ``events[at:]`` into rows; at most one each. ``state[S_AT]`` is the event a status other than OK is about."""
+    """Turn ``events[at:]`` into rows, at most one each. A status other than OK is about event ``state[S_AT]``."""
     mask = page - 1
+    zero = np.int64(0)
+    no_row: Any = (zero, zero, zero, zero, zero)
     n = 0
     status = OK
     while at < len(events):
@@ -139,14 +144,19 @@ def make_rows(  # type: ignore[no-untyped-def]
             at += 1
             continue
         now = max(events[at, TIME], state[S_LAST_TIME])
-        op, addr, length, arg, aux = 0, np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+        op, addr, length, arg, aux = no_row
         f0, f1 = events[at, FIELD], events[at, FIELD + 1]
         process = process_of[pid]
         thread = thread_of[tid]
-        if thread == 0 or process == 0 or threads[thread, T_PID] != pid or threads[thread, T_GENERATION] != processes[process, P_GENERATION]:
-            if event != -pc.EXIT and event != SNAPSHOT and event != -pc.FORK:
-                thread = enter_thread(tid, pid, threads, thread_of, processes, process_of, state)
-                process = process_of[pid]
+        stale = (
+            thread == 0
+            or process == 0
+            or threads[thread, T_PID] != pid
+            or threads[thread, T_GENERATION] != processes[process, P_GENERATION]
+        )
+        if stale and event != -pc.EXIT and event != SNAPSHOT and event != -pc.FORK:
+            thread = enter_thread(tid, pid, threads, thread_of, processes, process_of, state)
+            process = process_of[pid]
         owner = processes[process, P_OWNER] if process else pid
         kind = kinds[event] if event >= 0 else 0
         if kind == K_FAULT:
@@ -184,7 +194,7 @@ def make_rows(  # type: ignore[no-untyped-def]
                 threads[thread, T_CALL] = -1
             if ret < 0 and ret >= -4095:
                 dropped[D_FAILED + call] += 1
-            elif call == EXECVE or call == EXECVEAT:
+            elif call in (EXECVE, EXECVEAT):
                 if not threads[thread, T_EXECED]:
                     processes[process, P_OWNER] = pid
                     op, owner = _EXEC, pid
@@ -225,7 +235,9 @@ def make_rows(  # type: ignore[no-untyped-def]
                     if length == 0 and call != MREMAP:
                         dropped[D_EMPTY + call] += 1
                         op = 0
-                if op and (addr < 0 or length < 0 or length > LIMIT or addr > LIMIT - length or (call != BRK and addr & mask)):
+                if op and (
+                    addr < 0 or length < 0 or length > LIMIT or addr > LIMIT - length or (call != BRK and addr & mask)
+                ):
                     status = BAD_RANGE
                     break
         elif kind >= K_ENTER:
@@ -287,18 +299,17 @@ def make_rows(  # type: ignore[no-untyped-def]
             threads[thread, T_EXECED] = 1
             op, owner = _EXEC, pid
         elif event == -pc.EXIT and process:
-            known = thread and threads[thread, T_PID] == pid and threads[thread, T_GENERATION] == processes[process, P_GENERATION]
-            if known:
+            if not stale:
                 call = threads[thread, T_CALL]
                 if 0 <= call < EXECVE:
                     dropped[D_NO_EXIT + call] += 1
                 threads[thread, T_PID] = -1
                 processes[process, P_THREADS] -= 1
-                if tid == pid:
-                    processes[process, P_LEADER_GONE] = 1
-                if processes[process, P_THREADS] == 0 and processes[process, P_LEADER_GONE]:
-                    op, owner = _EXIT, pid
-                    processes[process, P_OWNER] = pid
+            if tid == pid:
+                processes[process, P_LEADER_GONE] = 1
+            if processes[process, P_THREADS] == 0 and processes[process, P_LEADER_GONE]:
+                op, owner = _EXIT, pid
+                processes[process, P_OWNER] = pid
         if op:
             time[n], pids[n], tids[n], cpus[n], ops[n] = now, owner, tid, events[at, CPU], op
             addrs[n], lens[n], args[n], auxs[n] = addr, length, arg, aux
@@ -339,8 +350,8 @@ class RowMaker:
         while True:
             columns = {name: np.empty(len(events) - at, dtype) for name, dtype in COLUMNS.items()}
             status = make_rows(
-                events, at, self.kinds, self.page_size, self.snapshots, self.threads, self.thread_of, self.processes, self.process_of,
-                self.counts, self.state, *columns.values(),
+                events, at, self.kinds, self.page_size, self.snapshots, self.threads, self.thread_of, self.processes,
+                self.process_of, self.counts, self.state, *columns.values(),
             )  # fmt: skip
             at = int(self.state[S_AT])
             pieces.append({name: column[: self.state[S_ROWS]] for name, column in columns.items()})
@@ -349,7 +360,9 @@ class RowMaker:
                 self.processes = np.concatenate([self.processes, np.zeros_like(self.processes)])
                 continue
             if status < 0:
-                what = "an address that is not canonical" if status == BAD_ADDRESS else "a range that is not in user space"
+                what = (
+                    "an address that is not canonical" if status == BAD_ADDRESS else "a range that is not in user space"
+                )
                 values = ", ".join(f"{int(v) & (1 << 64) - 1:#x}" for v in events[at, FIELD : FIELD + 3])
                 when = f"{self.where}, event at {int(events[at, TIME])} ns of thread {int(events[at, TID])}"
                 raise FaultpathError(f"{what} ({values})", when, "the file is damaged; record again")
@@ -365,7 +378,11 @@ class RowMaker:
             "{} left, entry not seen": D_NO_ENTRY,
             "{} of nothing": D_EMPTY,
         }
-        found = {text.format(name): int(self.counts[base + i]) for text, base in reasons.items() for i, name in enumerate(NAMES)}
+        found = {
+            text.format(name): int(self.counts[base + i])
+            for text, base in reasons.items()
+            for i, name in enumerate(NAMES)
+        }
         found["at a kernel address"] = int(self.counts[D_KERNEL])
         found["of a task already gone"] = int(self.counts[D_NO_TASK])
         found["invalidation of nothing"] = int(self.counts[D_NO_RANGE])

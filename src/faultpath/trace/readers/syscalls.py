@@ -1,7 +1,7 @@
 """The events a trace is made of, by their names in a recording: faults, the tap, system calls.
 
-Field names are the parameters of the kernel's ``SYSCALL_DEFINE`` (mm/mmap.c, mm/mprotect.c, mm/madvise.c, mm/mempolicy.c,
-kernel/fork.c, Linux 6.1 to 6.18), which is where the kernel takes the tracepoints' field names from.
+Field names are the parameters of the kernel's ``SYSCALL_DEFINE`` (mm/mmap.c, mm/mprotect.c, mm/madvise.c,
+mm/mempolicy.c, kernel/fork.c, Linux 6.1 to 6.18), which is where the kernel takes the tracepoints' field names from.
 """
 
 from __future__ import annotations
@@ -67,5 +67,10 @@ def kind_of(name: str) -> tuple[int, tuple[str, ...]] | None:
 
 def recording_events() -> list[str]:
     """Every event a good recording has, for ``perf record -e``."""
-    calls = [f"syscalls:sys_{way}_{call.name}" for call in SYSCALLS for way in ("enter", "exit") if (way, call.name) != ("exit", "exit_group")]
+    calls = [
+        f"syscalls:sys_{way}_{call.name}"
+        for call in SYSCALLS
+        for way in ("enter", "exit")
+        if (way, call.name) != ("exit", "exit_group")
+    ]
     return [FAULT, *calls, TAP]

@@ -1,9 +1,10 @@
 """TRACING_DATA: the kernel's own description of its tracepoints, as perf and trace-cmd store it.
 
-Layout (tools/perf/util/trace-event-info.c and trace-event-read.c, Linux 6.1): bytes 23 8 68 "tracing", a NUL-terminated version,
-one byte for the byte order, one for the size of ``long``, u32 page size; "header_page" and "header_event", each with a u64 size and a
-text; u32 count of ftrace formats, each a u64 size and a text; u32 count of systems, each a name, a u32 count of events and for each
-a u64 size and the text of its ``format`` file. What follows (kallsyms, printk, saved command lines) is not read.
+Layout (tools/perf/util/trace-event-info.c and trace-event-read.c, Linux 6.1): bytes 23 8 68 "tracing", a NUL-terminated
+version, one byte for the byte order, one for the size of ``long``, u32 page size; "header_page" and "header_event",
+each with a u64 size and a text; u32 count of ftrace formats, each a u64 size and a text; u32 count of systems, each a
+name, a u32 count of events and for each a u64 size and the text of its ``format`` file. What follows (kallsyms,
+printk, saved command lines) is not read.
 """
 
 from __future__ import annotations
@@ -65,13 +66,17 @@ class _Cursor:
         window = bytes(self.data[self.at : self.at + 4096])
         end = window.find(b"\0")
         if end < 0:
-            raise FaultpathError(f"an unterminated name at offset {self.at:#x} of the event formats", self.where, RECORD_AGAIN)
+            raise FaultpathError(
+                f"an unterminated name at offset {self.at:#x} of the event formats", self.where, RECORD_AGAIN
+            )
         self.at += end + 1
         return window[:end].decode("utf-8", "backslashreplace")
 
     def expect(self, mark: bytes) -> None:
         if bytes(self.take(len(mark))) != mark:
-            raise FaultpathError(f"the event formats lack {mark!r} at offset {self.at - len(mark):#x}", self.where, RECORD_AGAIN)
+            raise FaultpathError(
+                f"the event formats lack {mark!r} at offset {self.at - len(mark):#x}", self.where, RECORD_AGAIN
+            )
 
 
 def parse_tracing_data(data: memoryview, where: str) -> TracingData:
@@ -80,7 +85,9 @@ def parse_tracing_data(data: memoryview, where: str) -> TracingData:
     at.expect(MAGIC)
     at.string()
     if at.number(1) != 0:
-        raise FaultpathError("event formats from a big-endian machine", where, "import on a recording from a little-endian machine")
+        raise FaultpathError(
+            "event formats from a big-endian machine", where, "import on a recording from a little-endian machine"
+        )
     long_size, page_size = at.number(1), at.number(4)
     for mark in (b"header_page\0", b"header_event\0"):
         at.expect(mark)
