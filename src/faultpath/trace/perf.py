@@ -72,10 +72,10 @@ def _check_version() -> None:
 
 
 def _check_privilege() -> None:
-    capabilities = int(re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[1], 16)  # type: ignore[index]
+    capabilities = int(_read("/proc/self/status").partition("CapEff:")[2].split()[0], 16)
     may_trace = capabilities >> _CAP_SYS_ADMIN & 1 or capabilities >> _CAP_PERFMON & 1
     try:
-        paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+        paranoid = int(_read("/proc/sys/kernel/perf_event_paranoid"))
     except OSError:
         raise FaultpathError(
             "this kernel has no perf events", "/proc/sys/kernel", "use one with CONFIG_PERF_EVENTS"
@@ -87,7 +87,7 @@ def _check_privilege() -> None:
             "run it with sudo",
         )
     try:
-        lockdown = Path("/sys/kernel/security/lockdown").read_text()
+        lockdown = _read("/sys/kernel/security/lockdown")
     except OSError:
         lockdown = ""
     if "[confidentiality]" in lockdown:
@@ -99,6 +99,10 @@ def _check_privilege() -> None:
     folder = _events_folder()
     if not os.access(folder, os.R_OK | os.X_OK):
         raise FaultpathError(f"tracepoints are not readable for user {os.geteuid()}", str(folder), "run it with sudo")
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text()
 
 
 def _events_folder() -> Path:

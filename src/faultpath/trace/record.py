@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,8 +44,11 @@ def record(command: list[str] | None, pid: int | None, output: Path) -> int:
             "nothing to record, or two things", "record", "give either a command after -- or --pid PID"
         )
     _check_output(output)
-    with tempfile.TemporaryDirectory(prefix=".faultpath-", dir=output.absolute().parent) as folder:
-        with _Surroundings() as around:
+    with (
+        _all_descriptors() as descriptors,
+        tempfile.TemporaryDirectory(prefix=".faultpath-", dir=output.absolute().parent) as folder,
+    ):
+        with _Surroundings(descriptors) as around:
             perf.check()
             with _Session(Path(folder) / "perf.data", around) as session:
                 status = session.run(command) if command is not None else session.follow(pid or 0)
@@ -67,34 +71,46 @@ def _write_trace(session: _Session, output: Path, command: list[str] | None) -> 
         writer.finish(replace(meta, missing=missing, command=command or []))
 
 
-class _Surroundings:
-    """What the recorder changes for itself, and the program gets as it was before: signals and the descriptor limit.
+@contextlib.contextmanager
+def _all_descriptors() -> Iterator[tuple[int, int]]:
+    """Raise RLIMIT_NOFILE as far as it goes: a tap is held for each living process, and perf has one for each event and
+    CPU. Gives the limits as they were."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        yield before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
-    The recorder takes its signals one by one (sigtimedwait). It holds one descriptor for each living process, and perf
-    needs one for each event and CPU.
+
+class _Surroundings:
+    """What the recorder changes for itself, and the program gets as it was before.
+
+    The recorder takes its signals one by one (sigtimedwait). ``descriptors`` is the program's limit of them.
     """
+
+    def __init__(self, descriptors: tuple[int, int]) -> None:
+        self._descriptors = descriptors
 
     def __enter__(self) -> _Surroundings:
         self._child_action = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide stops
         ignored = {number for number in _ENDING if signal.getsignal(number) == signal.SIG_IGN}
         self.ending = _ENDING - ignored
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *self.ending, *_TERMINAL_STOPS})
-        self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors[1], self._descriptors[1]))
         return self
 
     def __exit__(self, *_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
         signal.signal(signal.SIGCHLD, self._child_action)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def give_to_program(self) -> None:
         """In the child, before exec."""
+        if b"LC_CTYPE=" not in Path("/proc/self/environ").read_bytes():
+            os.environ.pop("LC_CTYPE", None)  # Python's own addition in the C locale (PEP 538)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
         self.__exit__()
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs do not expect that
             signal.signal(number, signal.SIG_DFL)
-        if b"LC_CTYPE=" not in Path("/proc/self/environ").read_bytes():
-            os.environ.pop("LC_CTYPE", None)  # Python's own addition in the C locale (PEP 538)
 
     def next_signal(self, seconds: float) -> signal.struct_siginfo | None:
         """The next signal, or None after ``seconds``."""
@@ -115,6 +131,7 @@ class _Session:
         self._unannounced: set[int] = set()  # the other way round
         self._fresh_exec: set[int] = set()
         self._root = 0
+        self._unreleased = False  # the program exists, but has not run its first instruction
         self._status: int | None = None
         self._ended_by: int | None = None
         self._deadline: float | None = None
@@ -125,8 +142,8 @@ class _Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._options & ptrace.O_EXITKILL and self._tracees:
-            os.kill(self._root, signal.SIGKILL)  # it has not run yet
+        if kind is not None and self._unreleased:
+            os.kill(self._root, signal.SIGKILL)
         if kind is None and self._tracees and self._options & ptrace.O_EXITKILL:
             print("faultpath: the recording ends here; the program goes on", file=sys.stderr, flush=True)
         with contextlib.suppress(ChildProcessError):
@@ -150,6 +167,7 @@ class _Session:
         self._options |= ptrace.O_EXITKILL
         stop = self._start(command)
         self._start_perf(self._root)
+        self._unreleased = False
         ptrace.resume(stop, ptrace.PTRACE_SYSCALL)
         self._serve()
         if self._status is None:
@@ -204,6 +222,7 @@ class _Session:
             if stop.event == ptrace.EVENT_EXEC:
                 os.close(error_read)
                 self._fresh_exec.add(pid)
+                self._unreleased = True
                 return stop
             ptrace.resume(stop)
 

@@ -196,7 +196,10 @@ def _take_descriptor(pid: int, descriptor: int) -> int:
 @contextlib.contextmanager
 def _room_for_descriptors(pid: int) -> Iterator[None]:
     """Let the tracee open three descriptors more than its RLIMIT_NOFILE, while it is stopped."""
-    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    try:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except PermissionError:  # another user's, without CAP_SYS_RESOURCE
+        soft = hard = resource.RLIM_INFINITY
     if soft == resource.RLIM_INFINITY:
         yield
         return
