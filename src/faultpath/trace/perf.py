@@ -11,13 +11,10 @@ import subprocess
 from pathlib import Path
 
 from faultpath.errors import FaultpathError
+from faultpath.trace.readers.syscalls import TAP, recording_events
 
-FAULTS = "exceptions:page_fault_user"
-INVALIDATIONS = "kvm:kvm_unmap_hva_range"
-# Every call that changes an address space or makes, replaces or ends one.
-CALLS = ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "clone", "execve", "exit_group")
 # Younger or configurable: a kernel without the tracepoint has no such call.
-CALLS_IF_THERE = ("pkey_mprotect", "mbind", "clone3", "fork", "vfork", "execveat")
+_CALLS_IF_THERE = ("pkey_mprotect", "mbind", "clone3", "fork", "vfork", "execveat")
 
 OLDEST_PERF = (5, 9)  # --control with acknowledgement
 _TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -52,7 +49,8 @@ def has_event(name: str) -> bool:
 
 
 def _required_events() -> list[str]:
-    return [FAULTS, *(f"syscalls:sys_{side}_{call}" for call in CALLS for side in ("enter", "exit"))]
+    optional = {f"syscalls:sys_{side}_{call}" for call in _CALLS_IF_THERE for side in ("enter", "exit")} | {TAP}
+    return [event for event in recording_events() if event not in optional]
 
 
 def _check_version() -> None:
@@ -128,17 +126,14 @@ class Perf:
     """
 
     def __init__(self, pid: int, data: Path, with_tap: bool) -> None:
-        events = _required_events()
-        events += [f"syscalls:sys_{side}_{call}" for call in CALLS_IF_THERE for side in ("enter", "exit")]
-        if with_tap:
-            events.append(INVALIDATIONS)
+        events = [event for event in recording_events() if has_event(event) and (with_tap or event != TAP)]
         control_read, self._control = os.pipe()
         self._answer, answer_write = os.pipe()
         pages = _BUFFER_BYTES // os.sysconf("SC_PAGE_SIZE") // (os.cpu_count() or 1)
         command = ["perf", "record", "-q", "-B", "-N", "--no-bpf-event", "-k", "CLOCK_MONOTONIC", "-D", "-1"]
         command += ["-m", str(1 << max(7, min(14, pages.bit_length() - 1)))]
         command += ["--control", f"fd:{control_read},{answer_write}", "-p", str(pid), "-o", str(data)]
-        command += ["-e", ",".join(event for event in events if has_event(event))]
+        command += ["-e", ",".join(events)]
         self._chatter = open(data.with_suffix(".log"), "w+b")  # noqa: SIM115 -- read after perf ends
         self.process = subprocess.Popen(
             command,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from faultpath.errors import FaultpathError
 from faultpath.trace import perf, ptrace, tap
+from faultpath.trace.readers.syscalls import TAP
 from faultpath.trace.snapshot import Vma, as_rows, snapshot
 
 KERNEL_THREADS = (
@@ -268,10 +269,10 @@ class _Session:
         except OSError as error:
             reason = f"{error.filename or tap.KVM_PATH}: {error.strerror}"
         else:
-            if perf.has_event(perf.INVALIDATIONS):
+            if perf.has_event(TAP):
                 return opened
             opened.close()
-            reason = f"this kernel has no tracepoint {perf.INVALIDATIONS}"
+            reason = f"this kernel has no tracepoint {TAP}"
         self._note(f"invalidations were not recorded, the mm model derives them from the system calls: {reason}")
         return None
 

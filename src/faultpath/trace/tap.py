@@ -139,6 +139,9 @@ def birth_flags(tid: int) -> int:
     if number == _NR_CLONE:
         return int(regs.rdi)
     if number == _NR_CLONE3:
+        # The flags are on its maker's stack, which a thread's maker may have used again by now.
+        if ptrace.thread_group(tid) != tid:
+            return CLONE_VM | CLONE_THREAD
         with contextlib.suppress(OSError):
             return int.from_bytes(ptrace.read_memory(tid, regs.rdi, 8), "little")
     return 0
