@@ -1,0 +1,59 @@
+"""What a design is: the protocols a scheduler calls, their parameters, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from faultpath.protocol.language import Ops, Protocol
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A knob of a design.
+
+    :param default: an int, or one of ``choices``
+    :param unit: "bytes" lets users write K, M, G, T
+    :param choices: names that stand for 0, 1, 2 ...
+    :param power_of_two: the value must be one
+    """
+
+    name: str
+    default: int | str
+    doc: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: int = 0
+    power_of_two: bool = False
+
+
+@dataclass(frozen=True)
+class Design:
+    """A way to mirror an mm.
+
+    :param name: how users call it
+    :param source: the code it models: file, version, date
+    :param open: ``open(mm, *parameters) -> device``: the driver's file is opened, mirroring begins
+    :param fault: ``fault(device, addr, write) -> 0 or -errno``: the device could not access the page at ``addr``
+    :param walk: ``walk(device, addr) -> entry``: what the device's MMU finds for an address, 0 if nothing valid
+    :param close: ``close(device)``: the file is closed; afterwards nothing may be left
+    :param ops: the tables of function pointers that the driver registers
+    :param core: module whose protocols replace mainline's where they say so
+    """
+
+    name: str
+    title: str
+    source: str
+    open: Protocol
+    fault: Protocol
+    walk: Protocol
+    close: Protocol
+    ops: Sequence[Ops]
+    parameters: Sequence[Parameter] = ()
+    core: ModuleType | None = None
+    doc: str = ""
+
+    def driver(self) -> Ops:
+        """The design as a table of function pointers: the slots of :mod:`faultpath.kernel.mirror`."""
+        return Ops(self.name, device_fault=self.fault, device_walk=self.walk, device_close=self.close)

@@ -1,0 +1,131 @@
+"""One interval over the whole address space: lib/test_hmm.c's dmirror.
+
+There is nothing to look up, create, shrink or drop: the interval lives from open to release of the device file. In
+exchange every invalidation in the process calls back, also far from anything the device has touched, and makes every
+fault in flight retry.
+"""
+
+from __future__ import annotations
+
+from faultpath.design import Design
+from faultpath.kernel.errno import EBUSY
+from faultpath.kernel.hmm import hmm_range_fault
+from faultpath.kernel.mirror import Device
+from faultpath.kernel.mmu_notifier import (
+    ULONG_MAX,
+    IntervalNotifier,
+    Mm,
+    Range,
+    mmu_interval_notifier_insert,
+    mmu_interval_notifier_remove,
+    mmu_interval_read_begin,
+    mmu_interval_read_retry,
+    mmu_interval_set_seq,
+)
+from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc
+from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
+from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_free, pt_get, pt_init, pt_set
+from faultpath.kernel.primitives.time import timed_out
+from faultpath.protocol.language import Ops, count, protocol
+from faultpath.protocol.struct import Mutex, PageTable
+
+
+class Dmirror(Device):
+    """``struct dmirror``; its notifier is embedded in C and an object of its own here."""
+
+    notifier: IntervalNotifier
+    mutex: Mutex
+    pt: PageTable  # an xarray in C
+
+
+class DmirrorNotifier(IntervalNotifier):
+    """``dmirror.notifier``."""
+
+    interval_bytes = 88
+    dmirror: Dmirror
+
+
+@protocol
+def dmirror_interval_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
+    """dmirror_interval_invalidate() and dmirror_do_update(): ``end >> PAGE_SHIFT`` is inclusive, one page too many."""
+    dmirror = DmirrorNotifier(mni).dmirror
+    if range.blockable:
+        mutex_lock(dmirror.mutex)
+    elif not mutex_trylock(dmirror.mutex):
+        return 0
+    mmu_interval_set_seq(mni, cur_seq)
+    device_zap(dmirror.pt, range.start, (range.end & -PAGE_SIZE) + PAGE_SIZE)
+    mutex_unlock(dmirror.mutex)
+    return 1
+
+
+dmirror_min_ops = Ops("dmirror_min_ops", invalidate=dmirror_interval_invalidate)
+
+
+@protocol
+def dmirror_fops_open(mm: Mm) -> Dmirror:
+    """dmirror_fops_open(): the interval is ``[0, ULONG_MAX & PAGE_MASK)``."""
+    dmirror = kmalloc(Dmirror, GFP_KERNEL)
+    dmirror.mm = mm
+    pt_init(dmirror.pt, 0, mm.task_size)
+    notifier = embedded(DmirrorNotifier)
+    notifier.dmirror = dmirror
+    dmirror.notifier = notifier
+    mmu_interval_notifier_insert(notifier, mm, 0, ULONG_MAX & -PAGE_SIZE, dmirror_min_ops)
+    return dmirror
+
+
+@protocol
+def dmirror_range_fault(dmirror: Dmirror, addr: int, write: int) -> int:
+    """dmirror_fault() and dmirror_range_fault() for one page."""
+    mm = dmirror.mm
+    mni = dmirror.notifier
+    tries = 0
+    while not timed_out():
+        if tries:
+            count("fault_retries")
+        tries += 1
+        seq = mmu_interval_read_begin(mni)
+        down_read(mm.mmap_lock)
+        pfn = hmm_range_fault(mm, mni, seq, addr, write)
+        up_read(mm.mmap_lock)
+        if pfn == -EBUSY:
+            continue
+        if pfn < 0:
+            return pfn
+        mutex_lock(dmirror.mutex)
+        if mmu_interval_read_retry(mni, seq):
+            mutex_unlock(dmirror.mutex)
+            continue
+        pt_set(dmirror.pt, addr, pfn)
+        mutex_unlock(dmirror.mutex)
+        return 0
+    return -EBUSY
+
+
+@protocol
+def dmirror_walk(dmirror: Dmirror, addr: int) -> int:
+    """dmirror_read() and dmirror_write() look the page up in the xarray."""
+    return pt_get(dmirror.pt, addr)
+
+
+@protocol
+def dmirror_fops_release(dmirror: Dmirror) -> None:
+    """dmirror_fops_release()."""
+    mmu_interval_notifier_remove(dmirror.notifier)
+    pt_free(dmirror.pt)
+    kfree(DmirrorNotifier(dmirror.notifier))
+    kfree(dmirror)
+
+
+design = Design(
+    name="full-va",
+    title="one interval over everything",
+    source="lib/test_hmm.c (dmirror), Linux 6.1",
+    open=dmirror_fops_open,
+    fault=dmirror_range_fault,
+    walk=dmirror_walk,
+    close=dmirror_fops_release,
+    ops=[dmirror_min_ops],
+    doc=__doc__,
+)

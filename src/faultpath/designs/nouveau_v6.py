@@ -1,0 +1,233 @@
+"""Intervals that follow VMAs: nouveau as "[PATCH v6 5/6] nouveau: use new mmu interval notifiers" has it.
+
+Each interval covers about one VMA, clipped by its neighbours. A fault looks for an interval in the core's tree, under
+the driver's mutex and the core's spinlock, and creates one over the whole VMA if there is none. munmap shrinks,
+splits or drops intervals from within the callback, which the core defers to the last range_end.
+
+It trades bookkeeping on the fault path and in munmap for few intervals and few callbacks that find nothing. Each
+callback clears the event's whole range, not clipped to the interval. Growth of a VMA raises no event, so each grown
+part gets an interval of its own; nothing merges them again.
+
+One device fault is one entry of the fault buffer here: the window is one page. The unmanaged range, the batching of
+faults and migration to device memory are not modelled.
+"""
+
+from __future__ import annotations
+
+from faultpath.design import Design
+from faultpath.kernel import mmu_notifier_v6
+from faultpath.kernel.errno import EBUSY, ENOENT, ENOMEM
+from faultpath.kernel.hmm import hmm_range_fault
+from faultpath.kernel.mirror import Device
+from faultpath.kernel.mmu_notifier import (
+    MMU_NOTIFY_UNMAP,
+    ULONG_MAX,
+    IntervalNotifier,
+    Mm,
+    Range,
+    mmu_interval_read_begin,
+    mmu_interval_read_retry,
+    mmu_interval_set_seq,
+)
+from faultpath.kernel.mmu_notifier_v6 import (
+    mmu_interval_notifier_find,
+    mmu_interval_notifier_insert_safe,
+    mmu_interval_notifier_put,
+    mmu_interval_notifier_update,
+)
+from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, kfree, kmalloc
+from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
+from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_free, pt_get, pt_init, pt_set
+from faultpath.kernel.primitives.time import timed_out
+from faultpath.kernel.vma import find_vma
+from faultpath.protocol.language import NULL, Ops, count, protocol
+from faultpath.protocol.struct import Mutex, PageTable
+
+
+class Svmm(Device):
+    """``struct nouveau_svmm``."""
+
+    mutex: Mutex
+    pt: PageTable  # the GPU's, behind svmm->vmm
+
+
+class SvmmInterval(IntervalNotifier):
+    """``struct svmm_interval``: 104 bytes of mmu_interval_notifier with the series applied, and a pointer."""
+
+    interval_bytes = 112
+    svmm: Svmm
+
+
+@protocol
+def nouveau_svmm_init(mm: Mm) -> Svmm:
+    """nouveau_svmm_init(): the mm gets its interval tree (__mmu_notifier_register(NULL)), no notifier yet."""
+    svmm = kmalloc(Svmm, GFP_KERNEL)
+    svmm.mm = mm
+    mm.mm_count += 1
+    pt_init(svmm.pt, 0, mm.task_size)
+    return svmm
+
+
+@protocol
+def nouveau_svmm_invalidate(svmm: Svmm, start: int, limit: int) -> None:
+    """nouveau_svmm_invalidate(): NVIF_VMM_V0_PFNCLR over ``[start, limit)``, which visits what is mapped there."""
+    if limit > start:
+        count("device_commands")
+        device_zap(svmm.pt, start, limit)
+
+
+@protocol
+def nouveau_svmm_new_interval(svmm: Svmm, start: int, last: int) -> SvmmInterval:
+    """nouveau_svmm_new_interval(): atomic allocation, for it may run in the callback."""
+    smi = kmalloc(SvmmInterval, GFP_ATOMIC)
+    if not smi:
+        return NULL
+    smi.svmm = svmm
+    if mmu_interval_notifier_insert_safe(smi, svmm.mm, start, last - start + 1, nouveau_svm_mni_ops):
+        kfree(smi)
+        return NULL
+    return smi
+
+
+@protocol
+def nouveau_svmm_do_unmap(mni: IntervalNotifier, range: Range) -> None:
+    """nouveau_svmm_do_unmap(): stop tracking what is being unmapped. ``last <= range.end`` is the series' own test."""
+    svmm = SvmmInterval(mni).svmm
+    start = mni.start
+    last = mni.last
+    if start >= range.start:
+        if last <= range.end:
+            mmu_interval_notifier_put(mni)
+        else:
+            mmu_interval_notifier_update(mni, range.end, last)
+        return
+    mmu_interval_notifier_update(mni, start, range.start - 1)
+    if last >= range.end and not nouveau_svmm_new_interval(svmm, range.end, last):
+        nouveau_svmm_invalidate(svmm, range.end, last + 1)
+
+
+@protocol
+def nouveau_svmm_interval_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
+    """nouveau_svmm_interval_invalidate(): clears the event's range as it is, once per interval it touches."""
+    svmm = SvmmInterval(mni).svmm
+    if range.blockable:
+        mutex_lock(svmm.mutex)
+    elif not mutex_trylock(svmm.mutex):
+        return 0
+    mmu_interval_set_seq(mni, cur_seq)
+    nouveau_svmm_invalidate(svmm, range.start, range.end)
+    if range.event == MMU_NOTIFY_UNMAP:
+        nouveau_svmm_do_unmap(mni, range)
+    mutex_unlock(svmm.mutex)
+    return 1
+
+
+@protocol
+def nouveau_svmm_interval_release(mni: IntervalNotifier) -> None:
+    """nouveau_svmm_interval_release()."""
+    kfree(SvmmInterval(mni))
+
+
+nouveau_svm_mni_ops = Ops(
+    "nouveau_svm_mni_ops",
+    invalidate=nouveau_svmm_interval_invalidate,
+    release=nouveau_svmm_interval_release,
+)
+
+
+@protocol
+def nouveau_svmm_interval_find(svmm: Svmm, start: int) -> int:
+    """nouveau_svmm_interval_find() for a window of one page at ``start``: an interval, or -errno."""
+    end = start + PAGE_SIZE
+    last = end - 1
+    mutex_lock(svmm.mutex)
+    mni = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, start, last)
+    if mni and start >= mni.start:
+        mutex_unlock(svmm.mutex)
+        return mni
+    vma = find_vma(svmm.mm, start)
+    if not vma or start < vma.start:
+        mutex_unlock(svmm.mutex)
+        return -ENOENT
+    right = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, end, vma.last)
+    if right:
+        last = right.start - 1
+    else:
+        last = vma.last
+    left = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, vma.start, start - 1)
+    if left:
+        start = left.last + 1
+    else:
+        start = vma.start
+    smi = nouveau_svmm_new_interval(svmm, start, last)
+    mutex_unlock(svmm.mutex)
+    if not smi:
+        return -ENOMEM
+    return smi
+
+
+@protocol
+def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
+    """nouveau_range_fault(): read_begin may sleep, under mmap_sem."""
+    mm = svmm.mm
+    tries = 0
+    while not timed_out():
+        if tries:
+            count("fault_retries")
+        tries += 1
+        down_read(mm.mmap_lock)
+        found = nouveau_svmm_interval_find(svmm, addr)
+        if found < 0:
+            up_read(mm.mmap_lock)
+            return found
+        mni = IntervalNotifier(found)
+        seq = mmu_interval_read_begin(mni)
+        pfn = hmm_range_fault(mm, mni, seq, addr, write)
+        up_read(mm.mmap_lock)
+        if pfn == -EBUSY:
+            continue
+        if pfn < 0:
+            return pfn
+        mutex_lock(svmm.mutex)
+        if not mmu_interval_read_retry(mni, seq):
+            count("device_commands")  # NVIF_VMM_V0_PFNMAP
+            pt_set(svmm.pt, addr, pfn)
+            mutex_unlock(svmm.mutex)
+            return 0
+        mutex_unlock(svmm.mutex)
+    return -EBUSY
+
+
+@protocol
+def gpu_walk(svmm: Svmm, addr: int) -> int:
+    """What the GPU's MMU finds."""
+    return pt_get(svmm.pt, addr)
+
+
+@protocol
+def nouveau_svmm_fini(svmm: Svmm) -> None:
+    """nouveau_svmm_fini(): put whatever find still finds, then free."""
+    mm = svmm.mm
+    mutex_lock(svmm.mutex)
+    mni = mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, 0, ULONG_MAX)
+    while mni:
+        mmu_interval_notifier_put(mni)
+        mni = mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, 0, ULONG_MAX)
+    mutex_unlock(svmm.mutex)
+    mm.mm_count -= 1
+    pt_free(svmm.pt)
+    kfree(svmm)
+
+
+design = Design(
+    name="nouveau-v6",
+    title="intervals follow VMAs",
+    source="[PATCH v6 5/6] nouveau: use new mmu interval notifiers, Ralph Campbell, 2020-01-13, on v5.5-rc",
+    open=nouveau_svmm_init,
+    fault=nouveau_range_fault,
+    walk=gpu_walk,
+    close=nouveau_svmm_fini,
+    ops=[nouveau_svm_mni_ops],
+    core=mmu_notifier_v6,
+    doc=__doc__,
+)

@@ -1,0 +1,1 @@
+"""The state of a modelled machine and the schedulers that run a program over it."""

@@ -1,0 +1,45 @@
+"""What is counted: one name and one definition each. ``docs/counters.md`` is generated from this table.
+
+A counter is one word of the world (see :mod:`faultpath.engine.world`); gauges keep their present value in a word of
+their own, so that a peak can be kept.
+"""
+
+from __future__ import annotations
+
+COUNTERS: dict[str, str] = {
+    "device_accesses": "page accesses by the device",
+    "device_faults": "accesses that found no valid device PTE, or wrote through a read-only one",
+    "device_faults_refused": "device faults the driver answered with an error: nothing was mapped",
+    "fault_retries": "rounds of a driver's fault loop after the first (-EBUSY, or a sequence number that moved)",
+    "invalidations": "mmu_notifier_invalidate_range_start calls, process exit aside",
+    "callbacks": "calls of a driver's invalidate callback",
+    "callbacks_empty": "callbacks during which no valid device PTE was cleared",
+    "ptes_probed": "entries of the device page table, or of the driver's shadow of it, that callbacks looked at",
+    "ptes_zapped": "valid device PTEs that callbacks cleared",
+    "intervals_created": "interval notifiers inserted (mmu_interval_notifier_insert and its variants)",
+    "intervals_removed": "interval notifiers taken out for good (remove, or put followed by release)",
+    "intervals_updated": "interval notifiers whose bounds were changed (mmu_interval_notifier_update)",
+    "intervals_peak": "most interval notifiers alive at once",
+    "interval_bytes_peak": "most bytes held at once by interval objects and the tables allocated with them (C sizes)",
+    "lookups": "searches for an interval or child by the driver, on faults, unmaps and teardown",
+    "lookup_steps": "tree or xarray nodes read by those lookups",
+    "walk_steps": "interval tree nodes read by the core to find whom an invalidation concerns",
+    "vma_steps": "VMA tree nodes read by find_vma on behalf of the driver or hmm_range_fault",
+    "deferred_ops": "inserts, removals and updates parked on deferred_list until the last range_end",
+    "work_items": "work items run (deferred destruction)",
+    "device_commands": "commands that wait for the device: PFNMAP and PFNCLR ioctls, UMR posts",
+    "allocs": "memory allocations by the driver",
+    "allocs_atomic": "those of them with GFP_ATOMIC",
+    "vmas_inferred": "mappings that no event announced, inferred from their first touch",
+}
+
+GAUGES: dict[str, str] = {
+    "intervals": "interval notifiers alive now",
+    "interval_bytes": "bytes held now by interval objects and their tables",
+}
+
+# Costs of process exit: taken out of the counters above and reported on their own.
+EXIT_COUNTERS: dict[str, str] = {
+    "exit_callbacks": "callbacks that process exit (RELEASE, then UNMAP of everything) and exec cost",
+    "exit_ptes_zapped": "device PTEs that those callbacks cleared",
+}

@@ -1,0 +1,89 @@
+"""A program as machine code: compiled by LLVM (the copy that numba brings), kept in the user's cache.
+
+The object file's name is a hash of the assembly, the processor and the compiler, so it is never stale.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from faultpath.engine.world import Stop, Words
+from faultpath.protocol.language import Protocol
+from faultpath.protocol.native import STOPPED, assembly
+from faultpath.protocol.program import Program
+
+
+def cache_folder() -> Path:
+    """Where object files are kept: ``$XDG_CACHE_HOME/faultpath``, by default ``~/.cache/faultpath``."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "faultpath"
+
+
+class Native:
+    """Machine code for a program's roots.
+
+    :ivar cached: whether the object file was there already
+    """
+
+    def __init__(self, program: Program) -> None:
+        import llvmlite.binding as llvm  # here: loading LLVM takes a tenth of a second
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self.program = program
+        text = assembly(program)
+        target = llvm.Target.from_default_triple()
+        cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        machine = target.create_target_machine(cpu=cpu, features=features, opt=2)
+        key = "\0".join([text, cpu, features, llvm.llvm_version_info.__repr__()])
+        path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+        try:
+            image = path.read_bytes()
+            self.cached = True
+        except OSError:
+            image = _compile(llvm, text, machine)
+            self.cached = False
+            _store(path, image)
+        builder = llvm.JITLibraryBuilder().add_object_img(image)
+        names = [program.names[root] for root in program.roots]
+        for name in names:
+            builder.export_symbol(name)
+        self._library = builder.link(llvm.create_lljit_compiler(machine), "program")
+        self._functions = {}
+        for root, name in zip(program.roots, names, strict=True):
+            arguments = [ctypes.c_void_p, *[ctypes.c_int64] * len(root.parameters)]
+            self._functions[root] = ctypes.CFUNCTYPE(ctypes.c_int64, *arguments)(self._library[name])
+
+    def call(self, root: Protocol, w: Words, *args: int) -> int:
+        """Run a root protocol to completion; :class:`Stop` if it could not go on (STATUS says why)."""
+        result: int = self._functions[self.program.resolve(root)](w.ctypes.data, *args)
+        if result == STOPPED:
+            raise Stop
+        return result
+
+
+def _compile(llvm: object, text: str, machine: object) -> bytes:
+    """Assembly to an object file."""
+    module = llvm.parse_assembly(text)  # type: ignore[attr-defined]
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)  # type: ignore[attr-defined]
+    builder = llvm.create_pass_builder(machine, options)  # type: ignore[attr-defined]
+    builder.getModulePassManager().run(module, builder)
+    image: bytes = machine.emit_object(module)  # type: ignore[attr-defined]
+    return image
+
+
+def _store(path: Path, image: bytes) -> None:
+    """Keep an object file for next time; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(fd, "wb") as out:
+            out.write(image)
+        os.replace(temporary, path)
+    except OSError:
+        pass

@@ -1,0 +1,92 @@
+"""The whole state of a modelled machine: one flat int64 array.
+
+Word indices serve as pointers; 0 is NULL. The array begins with the words named here and goes on with a heap of objects.
+An object's first word is its header: ``tag << 8 | class << 1 | alive``, class counting units of eight words. A freed
+object keeps its header with ``alive`` cleared, so that a late access can be told. All state that matters lies
+in ``w[:w[BRK]]``: copy, compare or hash that and nothing else.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faultpath.engine.counters import COUNTERS, GAUGES
+
+Words = NDArray[np.int64]
+
+STATUS = 1  # why a run stopped, a Status below
+STATUS_ARG = 2  # the word or value it stopped at
+BRK = 3  # first word the heap has not used yet
+TID = 4  # the thread that runs now
+WORK_HEAD = 5  # queued work items, first in first out
+WORK_TAIL = 6
+LEAF_BITS = 7  # page-table geometry: log2 of entries per leaf and per directory
+DIR_BITS = 8
+MM = 9  # the process's mm and the device that mirrors it, for the schedulers
+DEVICE = 10
+NEXT_FRAME = 11  # the last frame number given to a page
+SCRATCH = 12  # tree nodes read that no counter wants
+CAPACITY = 13  # words in all: where the heap must stop
+
+FREE = 16  # free lists, by class
+N_CLASSES = 72
+COUNTER = FREE + N_CLASSES
+LOCK = COUNTER + 32  # two words per lock role: acquired for reading, acquired for writing (or acquired)
+N_LOCKS = 16
+ROWS_WORDS = 1 << 20  # above the heap: rows of a trace on their way in, no part of the state
+HEAP = LOCK + 2 * N_LOCKS + 8 & ~7
+
+INDEX: dict[str, int] = {name: COUNTER + i for i, name in enumerate([*COUNTERS, *GAUGES])}
+assert len(INDEX) <= LOCK - COUNTER
+
+# Statuses. Jitted code stores one and raises Stop; engine.errors words it.
+OK = 0
+WOULD_BLOCK = 1
+OUT_OF_MEMORY = 2
+BAD_ADDRESS = 3
+DOUBLE_FREE = 4
+REFCOUNT = 5
+TREE = 6
+
+
+class Stop(Exception):  # noqa: N818 - not an error by itself: STATUS says what happened
+    """Unwinds a run; the reason is in the world's STATUS word."""
+
+
+def new_world(max_words: int = 1 << 32, leaf_bits: int = 9, dir_bits: int = 9) -> Words:
+    """A fresh world. Memory is reserved, not used: pages cost nothing until the heap grows into them.
+
+    :param max_words: most words the heap may grow to; halved until the system grants it
+    :param leaf_bits: log2 of the pages per page-table leaf (9 on x86-64: a leaf covers 2 MiB)
+    :param dir_bits: log2 of the entries per page-table directory
+    """
+    words = max_words
+    while True:
+        try:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            w: Words = np.frombuffer(mmap.mmap(-1, words * 8, flags=flags), dtype=np.int64)
+            break
+        except (OSError, ValueError, OverflowError):
+            if words <= 1 << 20:
+                raise MemoryError("no memory for a world of 8 MiB") from None
+            words //= 2
+    w[BRK] = HEAP
+    w[CAPACITY] = words - ROWS_WORDS
+    w[LEAF_BITS] = leaf_bits
+    w[DIR_BITS] = dir_bits
+    return w
+
+
+def state(w: Words) -> Words:
+    """The words that make up the state, as a view."""
+    return w[: w[BRK]]
+
+
+def restore(w: Words, saved: Words) -> None:
+    """Set the world to a state taken with ``state(w).copy()``; words the heap used since then are zeroed."""
+    brk = int(w[BRK])
+    w[: saved.size] = saved
+    w[saved.size : brk] = 0

@@ -1,0 +1,388 @@
+"""The mmu notifier core: mm/mmu_notifier.c, Linux 6.1.
+
+One mm has one :class:`Subscriptions`: an interval tree for interval notifiers and a list of plain notifiers. The
+sequence number is odd while at least one running invalidation overlaps an interval: the tree must not change then, and
+inserts and removals wait on ``deferred_list`` for the last range_end.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.world import INDEX
+from faultpath.kernel.errno import EAGAIN
+from faultpath.kernel.primitives.count import count_interval, zapped_so_far
+from faultpath.kernel.primitives.itree import (
+    itree_first,
+    itree_insert,
+    itree_next,
+    itree_remove,
+    rb_clear_node,
+    rb_empty_node,
+)
+from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next
+from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
+from faultpath.protocol.language import container_of, count, has_op, hook, protocol, wait_event
+from faultpath.protocol.struct import (
+    HlistHead,
+    HlistNode,
+    IntervalTree,
+    MmapLock,
+    PageTable,
+    Struct,
+    SubscriptionsLock,
+)
+from faultpath.trace.ops import Event
+
+WALK_STEPS = INDEX["walk_steps"]
+ULONG_MAX = (1 << 62) - 1  # words are signed here: this stands for ~0UL, with room to add a page
+
+MMU_NOTIFY_UNMAP = int(Event.UNMAP)
+MMU_NOTIFY_RELEASE = int(Event.RELEASE)
+
+
+class Subscriptions(Struct):
+    """``struct mmu_notifier_subscriptions`` (``struct mmu_notifier_mm`` before 5.6)."""
+
+    list: HlistHead
+    lock: SubscriptionsLock
+    invalidate_seq: int
+    active_invalidate_ranges: int
+    itree: IntervalTree
+    deferred_list: HlistHead
+
+
+class Mm(Struct):
+    """``struct mm_struct``, as far as mirroring it goes."""
+
+    notifier_subscriptions: Subscriptions
+    mmap_lock: MmapLock
+    mm_count: int
+    vmas: IntervalTree
+    pt: PageTable
+    task_size: int
+    brk: int
+    raises: int  # whether the modelled mm operations raise invalidations themselves
+
+
+class IntervalNode(Struct):
+    """``struct interval_tree_node``; ``last`` is inclusive."""
+
+    rb_parent_color: int
+    rb_left: int
+    rb_right: int
+    start: int
+    last: int
+    subtree_last: int
+
+
+class IntervalNotifier(IntervalNode):
+    """``struct mmu_interval_notifier``."""
+
+    ops: int
+    mm: Mm
+    deferred_item: HlistNode
+    invalidate_seq: int
+    updated_start: int  # the v6 series' fields
+    updated_last: int
+
+
+class Notifier(Struct):
+    """``struct mmu_notifier``: a plain notifier, told of every event of the mm."""
+
+    hlist: HlistNode
+    ops: int
+    mm: Mm
+
+
+class Range(Struct):
+    """``struct mmu_notifier_range``: ``[start, end)``."""
+
+    mm: Mm
+    start: int
+    end: int
+    event: int
+    blockable: int
+
+
+@hook("invalidate")
+def ops_invalidate(ops: int, sub: IntervalNotifier, range: Range, cur_seq: int) -> int:
+    """mmu_interval_notifier_ops.invalidate: false only if it would have to sleep and must not."""
+
+
+@hook("invalidate_range_start")
+def ops_invalidate_range_start(ops: int, sub: Notifier, range: Range) -> int:
+    """mmu_notifier_ops.invalidate_range_start: 0 or -EAGAIN."""
+
+
+@hook("invalidate_range_end")
+def ops_invalidate_range_end(ops: int, sub: Notifier, range: Range) -> int:
+    """mmu_notifier_ops.invalidate_range_end."""
+
+
+@hook("mm_release")
+def ops_mm_release(ops: int, sub: Notifier, mm: Mm) -> int:
+    """mmu_notifier_ops.release."""
+
+
+@protocol
+def invoke_invalidate(sub: IntervalNotifier, range: Range, cur_seq: int) -> int:
+    """Call a driver back, and see whether it found anything (the counters' business, not the kernel's)."""
+    before = zapped_so_far()
+    count("callbacks")
+    ret = ops_invalidate(sub.ops, sub, range, cur_seq)
+    if zapped_so_far() == before:
+        count("callbacks_empty")
+    return ret
+
+
+@protocol
+def mn_itree_is_invalidating(subs: Subscriptions) -> int:
+    """mn_itree_is_invalidating()."""
+    return subs.invalidate_seq & 1
+
+
+@protocol
+def mn_itree_inv_start_range(subs: Subscriptions, range: Range) -> IntervalNotifier:
+    """mn_itree_inv_start_range(): begin an invalidation; the first interval it concerns, or NULL.
+
+    The kernel also returns the sequence number read under the lock; it cannot change before this invalidation's end
+    when an interval was found, so callers read it afterwards.
+    """
+    spin_lock(subs.lock)
+    subs.active_invalidate_ranges += 1
+    first = IntervalNotifier(itree_first(subs.itree, range.start, range.end - 1, WALK_STEPS))
+    if first:
+        subs.invalidate_seq = subs.invalidate_seq | 1
+    spin_unlock(subs.lock)
+    return first
+
+
+@protocol
+def mn_itree_inv_next(sub: IntervalNotifier, range: Range) -> IntervalNotifier:
+    """mn_itree_inv_next(): without the lock, for an odd sequence number freezes the tree."""
+    return IntervalNotifier(itree_next(sub, range.start, range.end - 1, WALK_STEPS))
+
+
+@protocol
+def mn_itree_inv_end(subs: Subscriptions) -> None:
+    """mn_itree_inv_end(): the last end of an epoch makes the number even and does what was deferred."""
+    spin_lock(subs.lock)
+    subs.active_invalidate_ranges -= 1
+    if subs.active_invalidate_ranges or not mn_itree_is_invalidating(subs):
+        spin_unlock(subs.lock)
+        return
+    subs.invalidate_seq += 1
+    item = hlist_first(subs.deferred_list)
+    while item:
+        sub = container_of(IntervalNotifier, "deferred_item", item)
+        following = hlist_next(sub.deferred_item)
+        if rb_empty_node(sub):
+            itree_insert(subs.itree, sub)
+        else:
+            itree_remove(subs.itree, sub)
+        hlist_del(sub.deferred_item)
+        item = following
+    spin_unlock(subs.lock)
+
+
+@protocol
+def mmu_interval_read_begin(sub: IntervalNotifier) -> int:
+    """mmu_interval_read_begin(): the number to hand to read_retry; waits out an invalidation in progress."""
+    subs = sub.mm.notifier_subscriptions
+    spin_lock(subs.lock)
+    seq = sub.invalidate_seq
+    is_invalidating = seq == subs.invalidate_seq
+    spin_unlock(subs.lock)
+    if is_invalidating:
+        wait_event(subs.invalidate_seq != seq)
+    return seq
+
+
+@protocol
+def mmu_interval_read_retry(sub: IntervalNotifier, seq: int) -> int:
+    """mmu_interval_read_retry(): under the driver's lock, whether an invalidation came since read_begin."""
+    return sub.invalidate_seq != seq
+
+
+@protocol
+def mmu_interval_set_seq(sub: IntervalNotifier, cur_seq: int) -> None:
+    """mmu_interval_set_seq(): in the callback, under the driver's lock."""
+    sub.invalidate_seq = cur_seq
+
+
+@protocol
+def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
+    """mn_itree_invalidate(): every interval that overlaps, in order of start, one after the other."""
+    sub = mn_itree_inv_start_range(subs, range)
+    cur_seq = subs.invalidate_seq
+    while sub:
+        if not invoke_invalidate(sub, range, cur_seq) and not range.blockable:
+            # The caller must not call range_end after -EAGAIN.
+            mn_itree_inv_end(subs)
+            return -EAGAIN
+        sub = mn_itree_inv_next(sub, range)
+    return 0
+
+
+@protocol
+def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
+    """mn_hlist_invalidate_range_start(): the plain notifiers."""
+    ret = 0
+    item = hlist_first(subs.list)
+    while item:
+        sub = container_of(Notifier, "hlist", item)
+        if has_op(sub.ops, "invalidate_range_start"):
+            before = zapped_so_far()
+            count("callbacks")
+            if ops_invalidate_range_start(sub.ops, sub, range):
+                ret = -EAGAIN
+            if zapped_so_far() == before:
+                count("callbacks_empty")
+        item = hlist_next(sub.hlist)
+    return ret
+
+
+@protocol
+def mmu_notifier_invalidate_range_start(range: Range) -> int:
+    """__mmu_notifier_invalidate_range_start(): interval notifiers first, then the plain ones."""
+    subs = range.mm.notifier_subscriptions
+    if not subs:
+        return 0
+    ret = mn_itree_invalidate(subs, range)
+    if ret:
+        return ret
+    if hlist_first(subs.list):
+        return mn_hlist_invalidate_range_start(subs, range)
+    return 0
+
+
+@protocol
+def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
+    """mn_hlist_invalidate_end()."""
+    item = hlist_first(subs.list)
+    while item:
+        sub = container_of(Notifier, "hlist", item)
+        if has_op(sub.ops, "invalidate_range_end"):
+            ops_invalidate_range_end(sub.ops, sub, range)
+        item = hlist_next(sub.hlist)
+
+
+@protocol
+def mmu_notifier_invalidate_range_end(range: Range) -> None:
+    """__mmu_notifier_invalidate_range_end()."""
+    subs = range.mm.notifier_subscriptions
+    if not subs:
+        return
+    mn_itree_inv_end(subs)
+    if hlist_first(subs.list):
+        mn_hlist_invalidate_end(subs, range)
+
+
+@protocol
+def mn_itree_release(subs: Subscriptions, range: Range) -> None:
+    """mn_itree_release(): at exit every interval is told RELEASE over the whole address space; it stays registered."""
+    sub = mn_itree_inv_start_range(subs, range)
+    cur_seq = subs.invalidate_seq
+    while sub:
+        invoke_invalidate(sub, range, cur_seq)
+        sub = mn_itree_inv_next(sub, range)
+    mn_itree_inv_end(subs)
+
+
+@protocol
+def mn_hlist_release(subs: Subscriptions, mm: Mm) -> None:
+    """mn_hlist_release(): tell the plain notifiers, then take them off the list."""
+    item = hlist_first(subs.list)
+    while item:
+        sub = container_of(Notifier, "hlist", item)
+        if has_op(sub.ops, "mm_release"):
+            ops_mm_release(sub.ops, sub, mm)
+        item = hlist_next(sub.hlist)
+    spin_lock(subs.lock)
+    while hlist_first(subs.list):
+        hlist_del(container_of(Notifier, "hlist", hlist_first(subs.list)).hlist)
+    spin_unlock(subs.lock)
+
+
+@protocol
+def mmu_notifier_release(mm: Mm, range: Range) -> None:
+    """__mmu_notifier_release(), with the RELEASE range that mn_itree_release builds."""
+    subs = mm.notifier_subscriptions
+    mn_itree_release(subs, range)
+    if hlist_first(subs.list):
+        mn_hlist_release(subs, mm)
+
+
+@protocol
+def mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
+    """mmu_notifier_register() of a plain notifier, by a driver that holds mmap_lock for writing as it must."""
+    subs = mm.notifier_subscriptions
+    sub.mm = mm
+    mm.mm_count += 1
+    spin_lock(subs.lock)
+    hlist_add_head(sub.hlist, subs.list)
+    spin_unlock(subs.lock)
+    return 0
+
+
+@protocol
+def mmu_interval_notifier_insert(sub: IntervalNotifier, mm: Mm, start: int, length: int, ops: int) -> int:
+    """__mmu_interval_notifier_insert(): during an invalidation the new interval must be taken to be concerned."""
+    subs = mm.notifier_subscriptions
+    sub.mm = mm
+    sub.ops = ops
+    rb_clear_node(sub)
+    sub.start = start
+    sub.last = start + length - 1
+    sub.updated_start = 0
+    sub.updated_last = 0
+    mm.mm_count += 1
+    count("intervals_created")
+    count_interval()
+    spin_lock(subs.lock)
+    if subs.active_invalidate_ranges:
+        if mn_itree_is_invalidating(subs):
+            hlist_add_head(sub.deferred_item, subs.deferred_list)
+            count("deferred_ops")
+        else:
+            subs.invalidate_seq = subs.invalidate_seq | 1
+            itree_insert(subs.itree, sub)
+        sub.invalidate_seq = subs.invalidate_seq
+    else:
+        sub.invalidate_seq = subs.invalidate_seq - 1
+        itree_insert(subs.itree, sub)
+    spin_unlock(subs.lock)
+    return 0
+
+
+@protocol
+def mmu_interval_seq_released(subs: Subscriptions, seq: int) -> int:
+    """mmu_interval_seq_released(): compared under the lock, so that the deferred work is known to be over."""
+    spin_lock(subs.lock)
+    ret = subs.invalidate_seq != seq
+    spin_unlock(subs.lock)
+    return ret
+
+
+@protocol
+def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
+    """mmu_interval_notifier_remove(): not from a callback; no callback runs or will run once it returns."""
+    mm = sub.mm
+    subs = mm.notifier_subscriptions
+    seq = 0
+    spin_lock(subs.lock)
+    if mn_itree_is_invalidating(subs):
+        if rb_empty_node(sub):
+            hlist_del(sub.deferred_item)
+        else:
+            hlist_add_head(sub.deferred_item, subs.deferred_list)
+            count("deferred_ops")
+            seq = subs.invalidate_seq
+    else:
+        itree_remove(subs.itree, sub)
+    spin_unlock(subs.lock)
+    if seq:
+        while not mmu_interval_seq_released(subs, seq):
+            wait_event(subs.invalidate_seq != seq)
+    count("intervals_removed")
+    count("intervals", -1)
+    mm.mm_count -= 1

@@ -1,0 +1,90 @@
+"""hlist: a list of embedded nodes, and the queue of work items."""
+
+from __future__ import annotations
+
+from faultpath.engine.world import WORK_HEAD, WORK_TAIL
+from faultpath.protocol.language import primitive
+from faultpath.protocol.struct import HlistHead, HlistNode, Work
+
+
+@primitive
+def hlist_first(w, head: HlistHead) -> int:
+    """The first node's address, or 0."""
+    return w[head]
+
+
+@primitive
+def hlist_next(w, node: HlistNode) -> int:
+    """The node after this one, or 0."""
+    return w[node]
+
+
+@primitive
+def hlist_add_head(w, node: HlistNode, head: HlistHead) -> int:
+    """Put a node at the front."""
+    first = w[head]
+    w[node] = first
+    w[node + 1] = head
+    if first:
+        w[first + 1] = node
+    w[head] = node
+    return 0
+
+
+@primitive
+def hlist_del(w, node: HlistNode) -> int:
+    """Take a node out of whatever list it is in."""
+    following = w[node]
+    w[w[node + 1]] = following
+    if following:
+        w[following + 1] = w[node + 1]
+    w[node] = 0
+    w[node + 1] = 0
+    return 0
+
+
+@primitive
+def queue_work(w, work: Work, handler: int, obj: int) -> int:
+    """Queue a work item for its worker; 1 if queued, 0 if it was pending already."""
+    if w[work + 1]:
+        return 0
+    w[work] = 0
+    w[work + 1] = handler
+    w[work + 2] = obj
+    if w[WORK_HEAD]:
+        w[w[WORK_TAIL]] = work
+    else:
+        w[WORK_HEAD] = work
+    w[WORK_TAIL] = work
+    return 1
+
+
+@primitive
+def work_pending(w) -> int:
+    """Whether a work item is queued; its address, or 0."""
+    return w[WORK_HEAD]
+
+
+@primitive
+def take_work(w) -> int:
+    """Take the oldest queued work item off the queue; its address, or 0."""
+    work = w[WORK_HEAD]
+    if work:
+        w[WORK_HEAD] = w[work]
+        if w[WORK_HEAD] == 0:
+            w[WORK_TAIL] = 0
+    return work
+
+
+@primitive
+def work_object(w, work: int) -> int:
+    """The object that a work item taken off the queue is for."""
+    return w[work + 2]
+
+
+@primitive
+def start_work(w, work: int) -> int:
+    """Mark a work item as running: it may be queued again. Returns its handler."""
+    handler = w[work + 1]
+    w[work + 1] = 0
+    return handler

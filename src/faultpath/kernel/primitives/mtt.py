@@ -1,0 +1,59 @@
+"""mlx5's way to clear device translations: runs of MTT entries, one UMR post each."""
+
+from __future__ import annotations
+
+from faultpath.engine.world import DIR_BITS, INDEX, LEAF_BITS
+from faultpath.kernel.primitives.pagetable import KEEP_NONE, PAGE_SHIFT, edit
+from faultpath.protocol.language import helper, primitive
+from faultpath.protocol.struct import PageTable
+
+PROBED = INDEX["ptes_probed"]
+ZAPPED = INDEX["ptes_zapped"]
+COMMANDS = INDEX["device_commands"]
+
+
+@helper
+def word_at(w, pt, page):
+    """The word that holds the eight entries from page number ``page`` (a multiple of eight); 0 if there is no table."""
+    node = w[pt]
+    level = w[pt + 1]
+    while node and level > 0:
+        level -= 1
+        node = w[node + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))]
+    if node == 0:
+        return 0
+    return w[node + 1 + ((page & ((1 << w[LEAF_BITS]) - 1)) >> 3)]
+
+
+@helper
+def count_runs(w, pt, first, end):
+    """UMR posts that zap the present entries among page numbers ``[first, end)``.
+
+    A run ends at an absent entry only where its index is a multiple of eight (MLX5_UMR_MTT_ALIGNMENT), and at the end.
+    """
+    runs = 0
+    in_run = False
+    for block in range(first & -8, end, 8):
+        word = word_at(w, pt, block)
+        if in_run and word & 1 == 0:
+            runs += 1
+            in_run = False
+        for slot in range(max(0, first - block), min(8, end - block)):
+            if word >> (slot << 3) & 1:
+                in_run = True
+    return runs + 1 if in_run else runs
+
+
+@primitive
+def mtt_zap(w, pt: PageTable, start: int, end: int) -> int:
+    """mlx5_ib_invalidate_range()'s two passes over ``[start, end)``: zap runs, then unmap; entries unmapped.
+
+    Every entry of the range is looked at, present or not.
+    """
+    first = (start - w[pt + 2]) >> PAGE_SHIFT
+    last = (end - w[pt + 2]) >> PAGE_SHIFT
+    w[COMMANDS] += count_runs(w, pt, first, last)
+    met = edit(w, pt, start, end, KEEP_NONE)
+    w[PROBED] += last - first
+    w[ZAPPED] += met
+    return met

@@ -1,0 +1,240 @@
+"""Page tables, for the CPU and for devices: a radix tree whose leaves hold one byte per page.
+
+A byte is VALID | WRITE | frame << 2: the frame is a number in 1..63 that changes whenever a page is replaced, so that
+a stale device PTE can be told. Absent subtrees cost nothing to walk over. A directory keeps no count of what is below
+it; tables are not freed until the root is, as in the kernel while an mm lives.
+
+Root words: 0 node, 1 levels above the leaf, 2 first address, 3 end address. Leaves pack eight bytes per word.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.world import BAD_ADDRESS, DIR_BITS, INDEX, LEAF_BITS, NEXT_FRAME, STATUS, STATUS_ARG, Stop
+from faultpath.kernel.primitives.heap import give_back, take
+from faultpath.protocol.language import helper, primitive
+from faultpath.protocol.struct import PageTable
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+VALID = 1
+WRITE = 2
+FRAME_SHIFT = 2
+
+PROBED = INDEX["ptes_probed"]
+ZAPPED = INDEX["ptes_zapped"]
+
+# Masks that keep, in each of a word's eight entries, everything, nothing, or all but WRITE.
+KEEP_ALL = -1
+KEEP_NONE = 0
+KEEP_READ = -0x0202020202020203
+LOW_BITS = 0x0101010101010101
+
+
+@primitive
+def pt_init(w, pt: PageTable, start: int, end: int) -> int:
+    """Give an empty table the bounds ``[start, end)``."""
+    levels = 0
+    while (end - start) >> (PAGE_SHIFT + w[LEAF_BITS] + levels * w[DIR_BITS]) > 1:
+        levels += 1
+    w[pt] = 0
+    w[pt + 1] = levels
+    w[pt + 2] = start
+    w[pt + 3] = end
+    return 0
+
+
+@helper
+def new_node(w, words):
+    """A zeroed table of ``words`` words, header word before it."""
+    return take(w, (words + 8) >> 3, 0)
+
+
+@helper
+def leaf_of(w, pt, page, create):
+    """The leaf that holds page number ``page`` (relative to the root's start), or 0 if absent and not ``create``."""
+    link = pt
+    level = w[pt + 1]
+    leaf_bits = w[LEAF_BITS]
+    dir_bits = w[DIR_BITS]
+    while level > 0:
+        node = w[link]
+        if node == 0:
+            if not create:
+                return 0
+            node = new_node(w, 1 << dir_bits)
+            w[link] = node
+        level -= 1
+        index = page >> (leaf_bits + level * dir_bits)
+        link = node + 1 + (index & ((1 << dir_bits) - 1))
+    if w[link] == 0 and create:
+        w[link] = new_node(w, max(1, (1 << leaf_bits) >> 3))
+    return w[link]
+
+
+@helper
+def get(w, pt, addr):
+    """The byte for an address; 0 if not valid or outside the table."""
+    if addr < w[pt + 2] or addr >= w[pt + 3]:
+        return 0
+    page = (addr - w[pt + 2]) >> PAGE_SHIFT
+    leaf = leaf_of(w, pt, page, False)
+    if leaf == 0:
+        return 0
+    slot = page & ((1 << w[LEAF_BITS]) - 1)
+    return w[leaf + 1 + (slot >> 3)] >> ((slot & 7) << 3) & 255
+
+
+@helper
+def put(w, pt, addr, entry):
+    """Store the byte for an address."""
+    if addr < w[pt + 2] or addr >= w[pt + 3]:
+        w[STATUS] = BAD_ADDRESS
+        w[STATUS_ARG] = addr
+        raise Stop
+    page = (addr - w[pt + 2]) >> PAGE_SHIFT
+    slot = page & ((1 << w[LEAF_BITS]) - 1)
+    word = leaf_of(w, pt, page, True) + 1 + (slot >> 3)
+    shift = (slot & 7) << 3
+    w[word] = w[word] & ~(255 << shift) | entry << shift
+    return 0
+
+
+@helper
+def edit(w, pt, start, end, keep):
+    """AND every entry in ``[start, end)`` with a KEEP mask; the number of valid entries met."""
+    start = max(start, w[pt + 2]) - w[pt + 2]
+    end = min(end, w[pt + 3]) - w[pt + 2]
+    if start >= end:
+        return 0
+    page = start >> PAGE_SHIFT
+    stop = (end + PAGE_SIZE - 1) >> PAGE_SHIFT
+    leaf_bits = w[LEAF_BITS]
+    dir_bits = w[DIR_BITS]
+    met = 0
+    while page < stop:
+        # Down to the leaf; an absent table is stepped over whole.
+        node = w[pt]
+        level = w[pt + 1]
+        while node and level > 0:
+            level -= 1
+            node = w[node + 1 + (page >> (leaf_bits + level * dir_bits) & ((1 << dir_bits) - 1))]
+        if node == 0:
+            span = leaf_bits + level * dir_bits
+            page = ((page >> span) + 1) << span
+            continue
+        upto = min(stop, ((page >> leaf_bits) + 1) << leaf_bits)
+        while page < upto:
+            slot = page & ((1 << leaf_bits) - 1)
+            word = node + 1 + (slot >> 3)
+            if w[word] == 0:
+                page = (page | 7) + 1
+                continue
+            if slot & 7 == 0 and page + 8 <= upto:
+                met += ((w[word] & LOW_BITS) * LOW_BITS) >> 56 & 255
+                w[word] &= keep
+                page += 8
+                continue
+            shift = (slot & 7) << 3
+            met += w[word] >> shift & 1
+            w[word] &= ~(255 << shift) | keep
+            page += 1
+    return met
+
+
+@helper
+def free_tables(w, node, level):
+    """Free a table and everything below it."""
+    if level > 0:
+        for i in range(1 << w[DIR_BITS]):
+            if w[node + 1 + i]:
+                free_tables(w, w[node + 1 + i], level - 1)
+    return give_back(w, node)
+
+
+@primitive
+def pt_get(w, pt: PageTable, addr: int) -> int:
+    """The entry for an address: VALID, WRITE and frame bits, or 0."""
+    return get(w, pt, addr)
+
+
+@primitive
+def pt_set(w, pt: PageTable, addr: int, entry: int) -> int:
+    """Write the entry for an address."""
+    return put(w, pt, addr, entry)
+
+
+@primitive
+def pt_clear(w, pt: PageTable, start: int, end: int) -> int:
+    """Clear ``[start, end)``; the number of entries that were valid."""
+    return edit(w, pt, start, end, KEEP_NONE)
+
+
+@primitive
+def pt_write_protect(w, pt: PageTable, start: int, end: int) -> int:
+    """Take WRITE from every entry in ``[start, end)``."""
+    return edit(w, pt, start, end, KEEP_READ)
+
+
+@primitive
+def pt_any(w, pt: PageTable, start: int, end: int) -> int:
+    """Whether any entry in ``[start, end)`` is valid."""
+    return 1 if edit(w, pt, start, end, KEEP_ALL) else 0
+
+
+@primitive
+def pt_next(w, pt: PageTable, start: int, end: int) -> int:
+    """The lowest page address in ``[start, end)`` with a valid entry, or ``end``. ``start`` is page aligned."""
+    leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
+    end = min(end, w[pt + 3])
+    while start < end:
+        if leaf_of(w, pt, (start - w[pt + 2]) >> PAGE_SHIFT, False) == 0:
+            start += leaf_bytes - (start - w[pt + 2]) % leaf_bytes
+        elif get(w, pt, start) & VALID:
+            return start
+        else:
+            start += PAGE_SIZE
+    return end
+
+
+@primitive
+def pt_move(w, pt: PageTable, old: int, new: int, size: int) -> int:
+    """Move the entries of ``[old, old + size)`` to ``new`` (move_page_tables); what was at ``new`` is overwritten."""
+    page = 0
+    while page < size:
+        # Step over absent leaves: a moved terabyte reservation costs what is in it.
+        if leaf_of(w, pt, (old + page - w[pt + 2]) >> PAGE_SHIFT, False) == 0:
+            leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
+            page += leaf_bytes - (old + page) % leaf_bytes
+            continue
+        entry = get(w, pt, old + page)
+        if entry:
+            put(w, pt, old + page, 0)
+            put(w, pt, new + page, entry)
+        page += PAGE_SIZE
+    return 0
+
+
+@primitive
+def pt_free(w, pt: PageTable) -> int:
+    """Free every table of the tree."""
+    if w[pt]:
+        free_tables(w, w[pt], w[pt + 1])
+        w[pt] = 0
+    return 0
+
+
+@primitive
+def device_zap(w, pt: PageTable, start: int, end: int) -> int:
+    """Clear device PTEs in ``[start, end)`` by walking what is mapped, and count them as probed and zapped."""
+    met = edit(w, pt, start, end, KEEP_NONE)
+    w[PROBED] += met
+    w[ZAPPED] += met
+    return met
+
+
+@primitive
+def new_frame(w) -> int:
+    """The frame bits for a page that comes into being: numbers 1..63 in turn."""
+    w[NEXT_FRAME] = w[NEXT_FRAME] % 63 + 1
+    return w[NEXT_FRAME] << FRAME_SHIFT

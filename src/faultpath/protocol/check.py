@@ -1,0 +1,333 @@
+"""Checks that a function stays inside the language, and turns it into the tree of :mod:`faultpath.protocol.ir`.
+
+Whatever is outside is refused with file, line and the mend. The language: integers, structure pointers and embedded
+fields; assignment, ``if``, ``while``, ``return``, ``break``, ``continue``; arithmetic, comparison, ``and``/``or``/
+``not``; calls to protocols, primitives, hooks and the words of :mod:`faultpath.protocol.language`. Primitives and their
+helpers have the world ``w`` as well, index it, call helpers, use ``for`` over ``range``, and may ``raise Stop``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import Any, NoReturn
+
+from faultpath.engine.world import INDEX
+from faultpath.errors import FaultpathError
+from faultpath.protocol import ir, language
+from faultpath.protocol.language import Helper, Hook, Ops, Primitive, Protocol, StructCall
+from faultpath.protocol.struct import Embedded, Field, Struct, role_index
+
+BINARY = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+}
+COMPARE = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+UNARY = {ast.USub: "-", ast.Invert: "~", ast.Not: "not"}
+
+
+def check(source: Protocol | Primitive | Helper) -> ir.Function:
+    """The tree of a protocol, primitive or helper, or a :class:`FaultpathError` that names the line."""
+    return _Checker(source).function()
+
+
+class _Checker:
+    def __init__(self, source: Protocol | Primitive | Helper) -> None:
+        self.source = source
+        self.words = not isinstance(source, Protocol)
+        self.filename = inspect.getsourcefile(source.fn) or "<source>"
+        try:
+            lines, self.first_line = inspect.getsourcelines(source.fn)
+        except OSError:
+            raise FaultpathError(
+                f"no source for {source.__name__}", self.filename, "define protocols in a file"
+            ) from None
+        self.node = ast.parse(textwrap.dedent("".join(lines))).body[0]
+        self.globals = source.fn.__globals__
+        self.types: dict[str, type] = {}
+        self.out = ir.Function(source, [], [], self.filename)
+
+    def refuse(self, node: ast.AST, what: str, mend: str) -> NoReturn:
+        line = self.first_line + getattr(node, "lineno", 1) - 1
+        raise FaultpathError(f"{self.source.__name__}: {what}", f"{self.filename}:{line}", mend)
+
+    def function(self) -> ir.Function:
+        assert isinstance(self.node, ast.FunctionDef)
+        spec = self.node.args
+        if spec.vararg or spec.kwarg or spec.kwonlyargs or spec.defaults:
+            self.refuse(self.node, "a protocol has plain parameters only", "drop defaults, *args and **kwargs")
+        if isinstance(self.source, Protocol):
+            self.types.update(self.source.parameters)
+        else:
+            self.types.update({arg.arg: int for arg in spec.args[1:]})
+        self.out.parameters = list(self.types)
+        self.out.body = self.block(self.node.body)
+        self.out.locals = list(self.types)
+        return self.out
+
+    # --- statements
+
+    def block(self, nodes: list[ast.stmt]) -> list[ir.Stmt]:
+        return [stmt for node in nodes for stmt in self.statement(node)]
+
+    def statement(self, node: ast.stmt) -> list[ir.Stmt]:
+        line = self.first_line + node.lineno - 1
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())) | ast.Pass():
+                return []
+            case ast.Expr(value=ast.Call() as call):
+                return [self.call_statement(call, line)]
+            case ast.Assign(targets=[target], value=value):
+                return [self.assign(target, value, line)]
+            case ast.AnnAssign(target=ast.Name(id=name), value=value, annotation=annotation) if value is not None:
+                declared = self.constant(annotation)
+                if not (isinstance(declared, type) and issubclass(declared, int)):
+                    self.refuse(node, "a local is an int or a structure", "annotate with int or a Struct class")
+                self.types.setdefault(name, declared)
+                return [self.assign(node.target, value, line)]
+            case ast.AugAssign(target=target, op=op, value=value):
+                load = ast.copy_location(ast.BinOp(left=_as_load(target), op=op, right=value), node)
+                return [self.assign(target, load, line)]
+            case ast.If(test=test, body=body, orelse=orelse):
+                return [ir.If(self.value(test), self.block(body), self.block(orelse), line)]
+            case ast.While(test=test, body=body, orelse=[]):
+                return [ir.While(self.value(test), self.block(body), line)]
+            case ast.Return(value=value):
+                return [ir.Return(self.value(value) if value else ir.Const(0), line)]
+            case ast.For(target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="range"), args=bounds), orelse=[]):
+                return self.for_range(name, bounds, node.body, line)
+            case ast.Raise() if self.words:
+                return [ir.Stop(line)]
+            case ast.Break():
+                return [ir.Break(line)]
+            case ast.Continue():
+                return [ir.Continue(line)]
+        self.refuse(
+            node,
+            f"'{type(node).__name__.lower()}' is not in the language",
+            "use assignments, if, while, return, break, continue and calls",
+        )
+
+    def for_range(self, name: str, bounds: list[ast.expr], body: list[ast.stmt], line: int) -> list[ir.Stmt]:
+        """``for name in range(...)``: the bound is evaluated once; the step is a positive constant."""
+        if not self.words or any(isinstance(n, ast.Continue) for stmt in body for n in ast.walk(stmt)):
+            self.refuse(body[0], "'for' is for primitives, and without 'continue'", "use a while loop")
+        values = [self.value(b) for b in bounds]
+        first = values[0] if len(values) > 1 else ir.Const(0)
+        step = values[2] if len(values) > 2 else ir.Const(1)
+        bound = f"{name}.end{line}"
+        self.types[name] = self.types[bound] = int
+        return [
+            ir.Assign(name, first, line),
+            ir.Assign(bound, values[1] if len(values) > 1 else values[0], line),
+            ir.While(
+                ir.Binary("<", ir.Local(name), ir.Local(bound)),
+                [*self.block(body), ir.Assign(name, ir.Binary("+", ir.Local(name), step), line)],
+                line,
+            ),
+        ]
+
+    def assign(self, target: ast.expr, value: ast.expr, line: int) -> ir.Stmt:
+        expr, type_ = self.expression(value)
+        if isinstance(target, ast.Name):
+            known = self.types.get(target.id)
+            if known in (None, int) and (type_ is not int or known is None):
+                self.types[target.id] = type_
+            elif type_ is not int and known is not None and not issubclass(type_, known):
+                self.refuse(
+                    target,
+                    f"'{target.id}' is a {known.__name__} and is assigned a {type_.__name__}",
+                    f"cast it, {known.__name__}(...), or use another name",
+                )
+            return ir.Assign(target.id, expr, line)
+        if isinstance(target, ast.Attribute):
+            base, field = self.field(target)
+            if field.embedded:
+                self.refuse(target, f"'{target.attr}' is embedded", "change it through its primitives")
+            return ir.Store(base, field.offset, expr, line)
+        if isinstance(target, ast.Subscript) and self.is_world(target.value):
+            return ir.Store(self.value(target.slice), 0, expr, line)
+        self.refuse(target, "only a name or a field can be assigned", "one target per assignment")
+
+    def call_statement(self, call: ast.Call, line: int) -> ir.Stmt:
+        target = self.constant(call.func)
+        if target is language.count:
+            name = call.args[0]
+            if not (isinstance(name, ast.Constant) and name.value in INDEX):
+                self.refuse(call, "count() of an unknown counter", f"one of {', '.join(INDEX)}")
+            amount = self.value(call.args[1]) if len(call.args) > 1 else ir.Const(1)
+            return ir.Count(INDEX[name.value], amount, line)
+        if target is language.wait_event:
+            return ir.Wait(self.value(call.args[0]), line)
+        return ir.Evaluate(self.value(call), line)
+
+    def is_world(self, node: ast.expr) -> bool:
+        return self.words and isinstance(node, ast.Name) and node.id == "w"
+
+    # --- expressions: (tree, type)
+
+    def value(self, node: ast.expr) -> ir.Expr:
+        return self.expression(node)[0]
+
+    def expression(self, node: ast.expr) -> tuple[ir.Expr, type]:
+        match node:
+            case ast.Constant(value=bool() | int() as value):
+                return ir.Const(int(value)), int
+            case ast.Name(id=name):
+                if name in self.types:
+                    return ir.Local(name), self.types[name]
+                return self.number(node, self.constant(node))
+            case ast.Attribute():
+                if isinstance(node.value, ast.Name) and node.value.id not in self.types:
+                    return self.number(node, self.constant(node))
+                base, field = self.field(node)
+                if field.embedded:
+                    return ir.Address(base, field.offset), field.type
+                return ir.Load(base, field.offset), field.type
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
+                return ir.Binary(BINARY[type(op)], self.value(left), self.value(right)), int
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
+                inner = self.value(operand)
+                if isinstance(inner, ir.Const) and isinstance(op, ast.USub):
+                    return ir.Const(-inner.value), int
+                return ir.Unary(UNARY[type(op)], inner), int
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in COMPARE:
+                return ir.Binary(COMPARE[type(op)], self.value(left), self.value(right)), int
+            case ast.BoolOp(op=op, values=values):
+                return ir.Logic("and" if isinstance(op, ast.And) else "or", tuple(map(self.value, values))), int
+            case ast.Subscript(value=value, slice=index) if self.is_world(value):
+                return ir.Load(self.value(index), 0), int
+            case ast.IfExp(test=test, body=then, orelse=otherwise):
+                return ir.Select(self.value(test), self.value(then), self.value(otherwise)), int
+            case ast.Call():
+                return self.call(node)
+        self.refuse(
+            node,
+            f"'{ast.unparse(node)}' is not in the language",
+            "integers, fields, arithmetic, single comparisons, and/or/not and calls",
+        )
+
+    def number(self, node: ast.expr, value: Any) -> tuple[ir.Expr, type]:
+        if isinstance(value, Protocol):
+            self.out.numbers.append(value)
+            return ir.Const(value.number), int
+        if isinstance(value, bool | int | Ops):
+            return ir.Const(int(value)), int
+        self.refuse(node, f"'{ast.unparse(node)}' is not an integer", "only integers have values here")
+
+    def constant(self, node: ast.expr) -> Any:
+        """What a name outside the function stands for."""
+        if isinstance(node, ast.Name):
+            if node.id in self.globals:
+                return self.globals[node.id]
+            builtins = {"int": int, "min": min, "max": max}
+            if node.id in builtins:
+                return builtins[node.id]
+            self.refuse(node, f"'{node.id}' is not defined", "assign it first, or import it")
+        if isinstance(node, ast.Attribute):
+            owner = self.constant(node.value)
+            if hasattr(owner, node.attr):
+                return getattr(owner, node.attr)
+        self.refuse(node, f"'{ast.unparse(node)}' is not known here", "use a name of the module")
+
+    def field(self, node: ast.Attribute) -> tuple[ir.Expr, Field]:
+        base, type_ = self.expression(node.value)
+        if not issubclass(type_, Struct):
+            self.refuse(
+                node,
+                f"'{ast.unparse(node.value)}' is no structure, it has no field '{node.attr}'",
+                "annotate the parameter or local with its Struct class",
+            )
+        if node.attr not in type_.fields:
+            self.refuse(
+                node,
+                f"{type_.__name__} has no field '{node.attr}'",
+                f"its fields: {', '.join(type_.fields)}",
+            )
+        return base, type_.fields[node.attr]
+
+    def call(self, node: ast.Call) -> tuple[ir.Expr, type]:
+        if node.keywords:
+            self.refuse(node, "keyword arguments are not in the language", "pass them by position")
+        target = self.constant(node.func)
+        if isinstance(target, type) and issubclass(target, Struct) and len(node.args) == 1:
+            return self.value(node.args[0]), target
+        if target is language.container_of:
+            struct, name = self.constant(node.args[0]), node.args[1]
+            assert isinstance(name, ast.Constant)
+            offset = struct.fields[name.value].offset
+            return ir.Binary("-", self.value(node.args[2]), ir.Const(offset)), struct
+        if target is language.has_op:
+            slot = node.args[1]
+            assert isinstance(slot, ast.Constant)
+            return ir.HasOp(slot.value, self.value(node.args[0])), int
+        if target in (min, max):
+            a, b = map(self.value, node.args)
+            return ir.Binary("min" if target is min else "max", a, b), int
+        if isinstance(target, Hook):
+            selector = self.value(node.args[0])
+            self.out.hooks.append(target)
+            return ir.HookCall(target, (selector, *self.arguments(node, target, node.args[1:]))), target.returns
+        if isinstance(target, Helper) and self.words:
+            self.out.calls.append(target)
+            return ir.Call(target, tuple(map(self.value, node.args[1:]))), int
+        if isinstance(target, Protocol | Primitive) and not self.words:
+            args = self.arguments(node, target, node.args)
+            self.out.calls.append(target)
+            if isinstance(target, Primitive) and target.has_role:
+                args = (*args, ir.Const(role_index(self.expression(node.args[0])[1])))
+            return ir.Call(target, args), target.returns
+        if isinstance(target, StructCall):
+            return self.struct_call(node, target)
+        self.refuse(node, f"'{ast.unparse(node.func)}' cannot be called here", "call protocols and primitives only")
+
+    def struct_call(self, node: ast.Call, target: StructCall) -> tuple[ir.Expr, type]:
+        """Allocation and freeing: the structure's size and name become constants."""
+        if target.allocates:
+            struct = self.constant(node.args[0])
+            constants = (struct.size_class(), struct.tag(), struct.interval_bytes)
+            self.out.calls.append(target.primitive)
+            args = tuple(self.value(a) for a in node.args[1:])
+            return ir.Call(target.primitive, (*map(ir.Const, constants), *args)), struct
+        pointer, struct = self.expression(node.args[0])
+        if not issubclass(struct, Struct):
+            self.refuse(node, f"'{ast.unparse(node.args[0])}' is no structure", "cast it to its Struct class first")
+        self.out.calls.append(target.primitive)
+        return ir.Call(target.primitive, (pointer, ir.Const(struct.interval_bytes))), int
+
+    def arguments(
+        self, node: ast.Call, target: Protocol | Primitive | Hook, nodes: list[ast.expr]
+    ) -> tuple[ir.Expr, ...]:
+        wanted = target.parameters
+        if len(wanted) != len(nodes):
+            self.refuse(
+                node,
+                f"{target.__name__} takes {len(wanted)} arguments, not {len(nodes)}",
+                f"{target.__name__}({', '.join(n for n, _ in wanted)})",
+            )
+        args = []
+        for (name, type_), arg in zip(wanted, nodes, strict=True):
+            expr, got = self.expression(arg)
+            if issubclass(type_, Embedded) and not issubclass(got, type_):
+                self.refuse(
+                    arg,
+                    f"{target.__name__}: '{name}' must be a {type_.__name__}, '{ast.unparse(arg)}' is a {got.__name__}",
+                    f"pass a field declared as {type_.__name__}",
+                )
+            args.append(expr)
+        return tuple(args)
+
+
+def _as_load(target: ast.expr) -> ast.expr:
+    """The assigned name or field, as an expression to read (for ``+=``)."""
+    copy = ast.parse(ast.unparse(target), mode="eval").body
+    return ast.copy_location(copy, target)

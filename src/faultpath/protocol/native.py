@@ -1,0 +1,295 @@
+"""Back end one: a program as LLVM assembly, one function per protocol, primitive and helper.
+
+The world is a pointer to 64-bit words, every value a 64-bit integer. The code runs in order and to completion. What
+cannot go on (a step that would have to wait, for there is nobody to wait for; a broken rule) sets STATUS and returns
+STOPPED, which every caller passes up.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.world import BAD_ADDRESS, STATUS, WOULD_BLOCK
+from faultpath.protocol import ir
+from faultpath.protocol.language import Primitive, Protocol
+from faultpath.protocol.program import Program, Source
+
+STOPPED = -(1 << 63)
+
+_ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "&": "and", "|": "or", "^": "xor", "<<": "shl", ">>": "ashr"}
+_COMPARISON = {"==": "eq", "!=": "ne", "<": "slt", "<=": "sle", ">": "sgt", ">=": "sge"}
+
+
+def assembly(program: Program) -> str:
+    """Text of the module. Roots are exported under their names; everything else is internal."""
+    stopping = _stopping(program)
+    exported = set(program.roots)
+    parts = [
+        _Emitter(program, function, stopping, source in exported).text()
+        for source, function in program.functions.items()
+    ]
+    return "\n".join([*parts, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
+
+
+def _stopping(program: Program) -> set[Source]:
+    """Functions that may return STOPPED."""
+    stopping: set[Source] = set()
+    grown = True
+    while grown:
+        grown = False
+        for source, function in program.functions.items():
+            if source not in stopping and _may_stop(program, function.body, stopping):
+                stopping.add(source)
+                grown = True
+    return stopping
+
+
+def _may_stop(program: Program, node: object, stopping: set[Source]) -> bool:
+    if isinstance(node, list | tuple):
+        return any(_may_stop(program, n, stopping) for n in node)
+    if isinstance(node, ir.Stop | ir.Wait | ir.HookCall):
+        return True
+    if isinstance(node, ir.Call):
+        target = program.resolve(node.target) if isinstance(node.target, Protocol) else node.target
+        if target in stopping or (isinstance(target, Primitive) and target.blocks):
+            return True
+    if hasattr(node, "__dataclass_fields__"):
+        return any(_may_stop(program, getattr(node, f), stopping) for f in node.__dataclass_fields__)
+    return False
+
+
+class _Emitter:
+    def __init__(self, program: Program, function: ir.Function, stopping: set[Source], exported: bool) -> None:
+        self.program = program
+        self.function = function
+        self.stopping = stopping
+        self.exported = exported
+        self.lines: list[str] = []
+        self.made = 0
+        self.loops: list[tuple[str, str]] = []  # (continue to, break to)
+
+    def text(self) -> str:
+        name = self.program.names[self.function.source]
+        parameters = ", ".join(["ptr %w", *(f"i64 %{p}" for p in self.function.parameters)])
+        linkage = "" if self.exported else "internal "
+        self.lines = [f'define {linkage}i64 @"{name}"({parameters}) nounwind {{']
+        for local in self.function.locals:
+            self.put(f"%{local}.slot = alloca i64")
+            value = f"%{local}" if local in self.function.parameters else "0"
+            self.put(f"store i64 {value}, ptr %{local}.slot")
+        self.block(self.function.body)
+        self.put("ret i64 0")
+        self.label("stopped")
+        self.put(f"ret i64 {STOPPED}")
+        return "\n".join([*self.lines, "}", ""])
+
+    # --- text
+
+    def put(self, text: str) -> None:
+        self.lines.append("  " + text)
+
+    def fresh(self, kind: str = "t") -> str:
+        self.made += 1
+        return f"{kind}.{self.made}"
+
+    def let(self, text: str) -> str:
+        name = f"%{self.fresh()}"
+        self.put(f"{name} = {text}")
+        return name
+
+    def label(self, name: str) -> None:
+        self.lines.append(f"{name}:")
+
+    def goto(self, name: str) -> None:
+        """Jump, and open an unreachable block for whatever text follows."""
+        self.put(f"br label %{name}")
+        self.label(self.fresh("dead"))
+
+    def stop_if(self, condition: str, status: int | None = None) -> None:
+        """Leave with STOPPED if the i1 holds, having set STATUS."""
+        go_on, leave = self.fresh("ok"), "stopped"
+        if status is not None:
+            leave = self.fresh("stop")
+        self.put(f"br i1 {condition}, label %{leave}, label %{go_on}, !prof !0")
+        if status is not None:
+            self.label(leave)
+            self.put(f"store i64 {status}, ptr {self.let(f'getelementptr i64, ptr %w, i64 {STATUS}')}")
+            self.put("br label %stopped")
+        self.label(go_on)
+
+    # --- statements
+
+    def block(self, stmts: list[ir.Stmt]) -> None:
+        for stmt in stmts:
+            self.statement(stmt)
+
+    def statement(self, stmt: ir.Stmt) -> None:
+        match stmt:
+            case ir.Assign(name=name, value=value):
+                self.put(f"store i64 {self.value(value)}, ptr %{name}.slot")
+            case ir.Store(base=base, offset=offset, value=value):
+                # The value first, as Python does.
+                result = self.value(value)
+                self.put(f"store i64 {result}, ptr {self.address(base, offset)}")
+            case ir.Count(index=index, amount=amount):
+                result = self.value(amount)
+                where = self.address(ir.Const(index), 0)
+                before = self.let(f"load i64, ptr {where}")
+                self.put(f"store i64 {self.let(f'add i64 {before}, {result}')}, ptr {where}")
+            case ir.Evaluate(value=value):
+                self.value(value)
+            case ir.Wait(condition=condition):
+                self.stop_if(self.let(f"xor i1 {self.test(condition)}, true"), WOULD_BLOCK)
+            case ir.If():
+                self.branch(stmt)
+            case ir.While():
+                self.loop(stmt)
+            case ir.Return(value=value):
+                self.put(f"ret i64 {self.value(value)}")
+                self.label(self.fresh("dead"))
+            case ir.Break():
+                self.goto(self.loops[-1][1])
+            case ir.Continue():
+                self.goto(self.loops[-1][0])
+            case ir.Stop():
+                self.goto("stopped")
+
+    def branch(self, stmt: ir.If) -> None:
+        then, otherwise, done = self.fresh("then"), self.fresh("else"), self.fresh("end")
+        self.put(f"br i1 {self.test(stmt.test)}, label %{then}, label %{otherwise}")
+        self.label(then)
+        self.block(stmt.then)
+        self.put(f"br label %{done}")
+        self.label(otherwise)
+        self.block(stmt.otherwise)
+        self.put(f"br label %{done}")
+        self.label(done)
+
+    def loop(self, stmt: ir.While) -> None:
+        head, body, done = self.fresh("while"), self.fresh("do"), self.fresh("done")
+        self.put(f"br label %{head}")
+        self.label(head)
+        self.put(f"br i1 {self.test(stmt.test)}, label %{body}, label %{done}")
+        self.label(body)
+        self.loops.append((head, done))
+        self.block(stmt.body)
+        self.loops.pop()
+        self.put(f"br label %{head}")
+        self.label(done)
+
+    # --- expressions
+
+    def address(self, base: ir.Expr, offset: int) -> str:
+        index = self.value(base) if offset == 0 else self.value(ir.Address(base, offset))
+        return self.let(f"getelementptr i64, ptr %w, i64 {index}")
+
+    def value(self, expr: ir.Expr) -> str:
+        """An i64."""
+        match expr:
+            case ir.Const(value=value):
+                return str(value)
+            case ir.Local(name=name):
+                return self.let(f"load i64, ptr %{name}.slot")
+            case ir.Load(base=base, offset=offset):
+                return self.let(f"load i64, ptr {self.address(base, offset)}")
+            case ir.Address(base=base, offset=offset):
+                return self.let(f"add i64 {self.value(base)}, {offset}")
+            case ir.Binary(op="min" | "max" as op, a=a, b=b):
+                x, y = self.value(a), self.value(b)
+                first = self.let(f"icmp {'slt' if op == 'min' else 'sgt'} i64 {x}, {y}")
+                return self.let(f"select i1 {first}, i64 {x}, i64 {y}")
+            case ir.Binary(op="//" | "%" as op, a=a, b=b):
+                return self.divide(op, self.value(a), self.value(b))
+            case ir.Binary(op=op, a=a, b=b) if op in _ARITHMETIC:
+                x, y = self.value(a), self.value(b)
+                return self.let(f"{_ARITHMETIC[op]} i64 {x}, {y}")
+            case ir.Unary(op="-", a=a):
+                return self.let(f"sub i64 0, {self.value(a)}")
+            case ir.Unary(op="~", a=a):
+                return self.let(f"xor i64 {self.value(a)}, -1")
+            case ir.Select(test=test, then=then, otherwise=otherwise):
+                return self.select(self.test(test), then, otherwise)
+            case ir.HookCall(target=hook, args=args):
+                return self.hook_call(hook.slot, [self.value(a) for a in args])
+            case ir.Call(target=target, args=args):
+                return self.call(target, [self.value(a) for a in args])
+        return self.let(f"zext i1 {self.test(expr)} to i64")
+
+    def divide(self, op: str, x: str, y: str) -> str:
+        """Floor division or its remainder, as Python has them."""
+        quotient = self.let(f"sdiv i64 {x}, {y}")
+        remainder = self.let(f"srem i64 {x}, {y}")
+        unlike = self.let(f"icmp slt i64 {self.let(f'xor i64 {remainder}, {y}')}, 0")
+        inexact = self.let(f"icmp ne i64 {remainder}, 0")
+        adjust = self.let(f"and i1 {unlike}, {inexact}")
+        if op == "//":
+            return self.let(f"sub i64 {quotient}, {self.let(f'zext i1 {adjust} to i64')}")
+        return self.let(f"add i64 {remainder}, {self.let(f'select i1 {adjust}, i64 {y}, i64 0')}")
+
+    def select(self, test: str, then: ir.Expr, otherwise: ir.Expr) -> str:
+        yes, no, done, slot = self.fresh("yes"), self.fresh("no"), self.fresh("end"), self.slot()
+        self.put(f"br i1 {test}, label %{yes}, label %{no}")
+        for label, expr in ((yes, then), (no, otherwise)):
+            self.label(label)
+            self.put(f"store i64 {self.value(expr)}, ptr {slot}")
+            self.put(f"br label %{done}")
+        self.label(done)
+        return self.let(f"load i64, ptr {slot}")
+
+    def slot(self) -> str:
+        """A stack word, allocated at the head of the function so that loops reuse it."""
+        name = f"%{self.fresh('slot')}"
+        self.lines.insert(1, f"  {name} = alloca i64")
+        return name
+
+    def test(self, expr: ir.Expr) -> str:
+        """An i1."""
+        match expr:
+            case ir.Const(value=value):
+                return "true" if value else "false"
+            case ir.Binary(op=op, a=a, b=b) if op in _COMPARISON:
+                x, y = self.value(a), self.value(b)
+                return self.let(f"icmp {_COMPARISON[op]} i64 {x}, {y}")
+            case ir.Unary(op="not", a=a):
+                return self.let(f"xor i1 {self.test(a)}, true")
+            case ir.Logic(op=op, parts=parts):
+                result = parts[-1]
+                for part in reversed(parts[:-1]):
+                    then, otherwise = (result, ir.Const(0)) if op == "and" else (ir.Const(1), result)
+                    result = ir.Select(part, then, otherwise)
+                return self.let(f"icmp ne i64 {self.value(result)}, 0")
+            case ir.HasOp(slot=slot, selector=selector):
+                value = self.value(selector)
+                found = "false"
+                for number in self.program.targets(slot):
+                    found = self.let(f"or i1 {found}, {self.let(f'icmp eq i64 {value}, {number}')}")
+                return found
+        return self.let(f"icmp ne i64 {self.value(expr)}, 0")
+
+    def call(self, target: Source, args: list[str]) -> str:
+        target = self.program.resolve(target) if isinstance(target, Protocol) else target
+        result = self.invoke(target, args)
+        if isinstance(target, Primitive) and target.blocks:
+            self.stop_if(self.let(f"icmp ne i64 {result}, 0"), WOULD_BLOCK)
+        return result
+
+    def invoke(self, target: Source, args: list[str]) -> str:
+        text = ", ".join(["ptr %w", *(f"i64 {a}" for a in args)])
+        result = self.let(f'call i64 @"{self.program.names[target]}"({text})')
+        if target in self.stopping:
+            self.stop_if(self.let(f"icmp eq i64 {result}, {STOPPED}"))
+        return result
+
+    def hook_call(self, slot: str, args: list[str]) -> str:
+        """A chain of comparisons over the numbers that the program bound to the slot."""
+        done, out = self.fresh("end"), self.slot()
+        for number, target in self.program.targets(slot).items():
+            this, other = self.fresh("is"), self.fresh("not")
+            self.put(f"br i1 {self.let(f'icmp eq i64 {args[0]}, {number}')}, label %{this}, label %{other}")
+            self.label(this)
+            self.put(f"store i64 {self.invoke(target, args[1:])}, ptr {out}")
+            self.put(f"br label %{done}")
+            self.label(other)
+        self.stop_if("true", BAD_ADDRESS)
+        self.put(f"br label %{done}")
+        self.label(done)
+        return self.let(f"load i64, ptr {out}")
+
