@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from faultpath.errors import FaultpathError
+from faultpath.trace.readers import perf_columns as pc
+from faultpath.trace.readers.perf_data import PerfData, Progress
+from faultpath.trace.readers.rows import SNAPSHOT, RowMaker
+from faultpath.trace.readers.syscalls import FAULT, SYSCALLS, TAP, kind_of, recording_events
 from faultpath.trace.schema import Columns, TraceMeta, TraceWriter, check_readable
-
-Progress = Callable[[int, int], None]
 
 MAGIC = {
     b"PERFILE2": "perf.data",
@@ -47,8 +49,6 @@ def recognise(path: Path) -> str:
 
 def record_command() -> str:
     """The ``perf record`` command that makes a complete recording."""
-    from faultpath.trace.readers.syscalls import recording_events
-
     return shlex.join(["perf", "record", "-e", ",".join(recording_events()), "--", "COMMAND"])
 
 
@@ -64,12 +64,9 @@ def import_recording(
     """
     if recognise(source) == "trace":
         raise FaultpathError("already a trace", str(source), "use it as it is")
-    from faultpath.trace.readers import perf_columns as pc
-    from faultpath.trace.readers.perf_data import PerfData
-    from faultpath.trace.readers.rows import RowMaker
 
     recording = PerfData(source)
-    wanted, kinds, names = _choose(recording, str(source))
+    wanted, kinds, names = choose(recording, str(source))
     header = recording.header
     page_size = header.tracing.page_size if header.tracing else 4096
     snapshots = set() if extra_rows is None else {int(p) for p in extra_rows["pid"]}
@@ -87,25 +84,19 @@ def import_recording(
             clock=header.clock,
             lost_events=recording.lost_events,
             lost_samples=recording.lost_samples,
-            invalidations_from="tap" if "kvm:kvm_unmap_hva_range" in names else "model",
+            invalidations_from="tap" if TAP in names else "model",
             missing=_missing(names, recording.finished, snapshots),
             dropped={**recording.dropped, **maker.dropped},
-            processes=[
-                {"pid": pid, "parent": parent, "comm": recording.comms.get(pid, (0, ""))[1]}
-                for pid, parent in sorted(maker.parents().items())
-            ],
+            processes=_processes(maker.parents(), {pid: comm for pid, (_, comm) in recording.comms.items()}),
             command=header.command,
         )
         writer.finish(meta)
     return meta
 
 
-def _choose(recording: object, where: str) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:
+def choose(recording: PerfData, where: str) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:
     """Which of the recording's events make rows: their fields and kinds by number, and their names."""
-    from faultpath.trace.readers.perf_data import PerfData
-    from faultpath.trace.readers.syscalls import FAULT, kind_of
 
-    assert isinstance(recording, PerfData)
     events = recording.header.events
     wanted: dict[int, tuple[str, ...]] = {}
     kinds = np.zeros(len(events), np.int64)
@@ -124,31 +115,28 @@ def _choose(recording: object, where: str) -> tuple[dict[int, tuple[str, ...]], 
 
 
 def _snapshot_events(rows: Columns | None, width: int) -> np.ndarray | None:
-    from faultpath.trace.readers import perf_columns as pc
-    from faultpath.trace.readers.rows import SNAPSHOT
 
     if rows is None:
         return None
     events = np.zeros((len(rows["time"]), width), np.int64)
-    order = (
-        ("time", pc.TIME),
-        ("pid", pc.PID),
-        ("tid", pc.TID),
-        ("cpu", pc.CPU),
-        ("addr", 5),
-        ("len", 6),
-        ("arg", 7),
-        ("aux", 8),
-    )
-    for name, column in order:
+    fields = range(pc.FIELD, pc.FIELD + 4)
+    for name, column in zip(("time", "pid", "tid", "cpu"), (pc.TIME, pc.PID, pc.TID, pc.CPU), strict=True):
+        events[:, column] = rows[name]
+    for name, column in zip(("addr", "len", "arg", "aux"), fields, strict=True):
         events[:, column] = rows[name].astype(np.int64)
     events[:, pc.EVENT] = SNAPSHOT
     return events
 
 
+def _processes(parents: dict[int, int], comms: dict[int, str]) -> list[dict[str, Any]]:
+    """A process that was never named has its parent's name, as fork leaves it. Parents appear before their children."""
+    for pid, parent in parents.items():
+        comms.setdefault(pid, comms.get(parent, ""))
+    return [{"pid": pid, "parent": parents[pid], "comm": comms[pid]} for pid in sorted(parents)]
+
+
 def _missing(names: set[str], finished: bool, snapshots: set[int]) -> list[str]:
     """One sentence for each thing that was not recorded, and why."""
-    from faultpath.trace.readers.syscalls import SYSCALLS, TAP
 
     said = []
     calls = [c.name for c in SYSCALLS if not {f"syscalls:sys_enter_{c.name}", f"syscalls:sys_exit_{c.name}"} & names]

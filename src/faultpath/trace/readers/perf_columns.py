@@ -61,6 +61,8 @@ STATE_SIZE = 10
 S_AT, S_ROWS, S_MAX, S_ROUND_MAX, S_ROUND_LIMIT = range(5)
 S_LOST, S_LOST_SAMPLES, S_UNKNOWN_ID, S_LAST_TYPE, S_NAME_AT = range(5, STATE_SIZE)
 
+MOST = 1 << 53  # losses are counted up to here, which JSON still holds exactly
+
 DONE, PARTIAL, FULL, RARE, NAME = 0, 1, 2, 3, 4
 BAD_SIZE, SHORT_SAMPLE, SHORT_RAW, WRONG_TYPE, BAD_TIME, SHORT_RECORD = -1, -2, -3, -4, -5, -6
 ERRORS = {
@@ -304,12 +306,12 @@ def walk(buf, at, end, shared, attrs, ids, attribute, out, state):  # type: igno
             if size < 24:
                 status = SHORT_RECORD
                 break
-            state[S_LOST] += max(s64(buf, at + 16), np.int64(0))
+            state[S_LOST] = min(state[S_LOST] + min(max(s64(buf, at + 16), 0), MOST), MOST)
         elif kind == LOST_SAMPLES:
             if size < 16:
                 status = SHORT_RECORD
                 break
-            state[S_LOST_SAMPLES] += max(s64(buf, at + 8), np.int64(0))
+            state[S_LOST_SAMPLES] = min(state[S_LOST_SAMPLES] + min(max(s64(buf, at + 8), 0), MOST), MOST)
         elif kind in (HEADER_ATTR, HEADER_TRACING_DATA, AUXTRACE, COMPRESSED, COMPRESSED2):
             status = RARE
             break
