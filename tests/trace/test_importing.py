@@ -257,12 +257,12 @@ FORKED, EXITED, NAMED, MAPPED = -pc.FORK, -pc.EXIT, -pc.COMM, -pc.MMAP2
 
 def test_a_process_ends_with_its_last_thread() -> None:
     story = Story().add(NAMED, 1).add(FORKED, 10, 10, tid=11).add(FORKED, 10, 10, tid=12)
-    story.add(EXITED, 10, 10, tid=11).add(EXITED, 10, 10, tid=10).add(K_FAULT, 7, 4, tid=12).add(EXITED, 10, 10, tid=12)
+    story.add(EXITED, 10, 10, tid=11).add(EXITED, 10, 10).add(K_FAULT, 7, 4, tid=12).add(EXITED, 10, 10, tid=12)
     assert [row[0] for row in story.rows()] == ["EXEC", "FAULT", "EXIT"]
 
 
 def test_exec_by_a_thread_that_does_not_lead() -> None:
-    """de_thread, fs/exec.c: the others die, the leader too, and the caller takes its number without an exit of its own."""
+    """de_thread, fs/exec.c: the others die, the leader too; the caller takes its number without an exit of its own."""
     story = Story().add(NAMED, 1).add(FORKED, 10, 10, tid=11).enter("execve", tid=11)
     story.add(EXITED, 10, 10, tid=10).add(NAMED, 1).leave("execve", 0).add(K_FAULT, 7, 4).add(EXITED, 1, 1)
     assert [row[0] for row in story.rows()] == ["EXEC", "EXEC", "FAULT", "EXIT"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import shlex
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,18 @@ def import_recording(
         )
         writer.finish(meta)
     return meta
+
+
+@contextlib.contextmanager
+def as_trace(source: Path, progress: Progress | None = None) -> Iterator[Path]:
+    """The path of a trace with what ``source`` holds: itself if it is one, else an imported copy while in use."""
+    if recognise(source) == "trace":
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="faultpath-") as folder:
+        path = Path(folder) / "imported.trace"
+        import_recording(source, path, progress)
+        yield path
 
 
 def choose(recording: PerfData, where: str) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:

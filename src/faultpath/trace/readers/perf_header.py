@@ -148,9 +148,13 @@ def _parse_sections(data: memoryview, where: str) -> Header:
     if attr_size < ATTR_SIZE_VER0 + 16 or attr_size > 4096 or len(attrs) % attr_size:
         raise FaultpathError(f"event attributes of {attr_size} bytes", where, RECORD_AGAIN)
     events = []
+    known = 0
     for at in range(0, len(attrs), attr_size):
         entry = attrs[at : at + attr_size]
         ids = _section(data, _offset_in(data, attrs) + at + attr_size - 16, "event ids", where)
+        known += len(ids)
+        if known > len(data):  # sections that overlap could ask for any amount of memory
+            raise FaultpathError("event ids of more bytes than the file has", where, RECORD_AGAIN)
         events.append(_attr(entry[:-16], list(struct.unpack(f"<{len(ids) // 8}q", ids[: len(ids) // 8 * 8])), where))
     flags = int.from_bytes(data[72:104], "little")
     features: dict[int, memoryview] = {}

@@ -103,8 +103,8 @@ def parse_tracing_data(data: memoryview, where: str) -> TracingData:
     return TracingData(page_size, long_size, events)
 
 
-FIELD = re.compile(r"\tfield:([^;]{1,4096});\s*offset:(\d{1,9});\s*size:(\d{1,9});(?:\s*signed:(\d);)?")
-NAME = re.compile(r"([A-Za-z_]\w*)\s*(?:\[[^\]]*\])*\s*$")
+ID = re.compile(r"ID: (\d{1,9})", re.ASCII)
+FIELD = re.compile(r"\tfield:([^;]{1,4096});\s*offset:(\d{1,9});\s*size:(\d{1,9});(?:\s*signed:(\d);)?", re.ASCII)
 
 
 def parse_format(system: str, text: bytes, where: str) -> EventFormat:
@@ -113,11 +113,14 @@ def parse_format(system: str, text: bytes, where: str) -> EventFormat:
     for line in text.decode("utf-8", "backslashreplace").split("\n"):
         if line.startswith("name: "):
             name = line[6:].strip()
-        elif line.startswith("ID: ") and line[4:].strip().isdecimal():
-            number = int(line[4:])
+        elif match := ID.fullmatch(line):
+            number = int(match[1])
         elif match := FIELD.match(line):
-            if declared := NAME.search(match[1]):
-                found[declared[1]] = Field(int(match[2]), int(match[3]), match[4] == "1")
+            words = match[1].rstrip()
+            if words.endswith("]"):
+                words = words.rpartition("[")[0]
+            name_of_field = words.split()[-1].lstrip("*") if words.strip() else ""
+            found[name_of_field] = Field(int(match[2]), int(match[3]), match[4] == "1")
         elif line.startswith("print fmt"):
             break
     if not name or number < 0:
