@@ -25,6 +25,7 @@ class Parameter:
     unit: str = ""
     choices: tuple[str, ...] = ()
     minimum: int = 0
+    maximum: int = 1 << 47
     power_of_two: bool = False
 
 

@@ -46,6 +46,7 @@ class Replay:
         self.task_size = task_size
         self.raises = raises
         self.accesses = accesses
+        self.opened = False
         self.exit_counters = dict.fromkeys(EXIT_COUNTERS, 0)
         self._new_mm()
 
@@ -60,8 +61,11 @@ class Replay:
         self.w[world.DEVICE] = 0
 
     def open(self) -> None:
-        """The driver's file is opened. Until then rows only build up the address space."""
+        """The driver's file is opened. Until then rows only build up the address space, and nothing counts."""
         mm = int(self.w[world.MM])
+        if not self.opened:
+            self.w[world.COUNTER : world.HEAP] = 0
+            self.opened = True
         device = self._call(self.design.open, mm, *self.values)
         self._call(attach, mm, device, int(self.design.driver()))
         self.w[world.DEVICE] = device

@@ -1,0 +1,175 @@
+"""The command line: the only place that knows a terminal. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+import faultpath
+from faultpath.errors import FaultpathError
+
+DEFAULT_DESIGNS = ("nouveau-v6", "odp-implicit", "full-va")
+SHOW_AFTER_SECONDS = 0.5
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(faultpath.__version__, prog_name="faultpath")
+def cli() -> None:
+    """How should a driver place its mmu_interval_notifiers? Record a process, replay it through designs, count."""
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Trace to write [NAME.trace]")
+@click.option("--pid", type=int, help="Attach to a running process instead of starting CMD")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def record(output: Path | None, pid: int | None, command: tuple[str, ...]) -> None:
+    """Record the address space of CMD and its children: page faults, memory calls, notifier invalidations.
+
+    Exits with CMD's own status (128+N for signal N).
+    """
+    from faultpath.trace.record import record
+
+    if output is None:
+        output = Path(f"{Path(command[0]).name if command else f'pid-{pid}'}.trace")
+    sys.exit(record(list(command) or None, pid, output))
+
+
+@cli.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Trace to write [IN with suffix .trace]")
+def import_(source: Path, output: Path | None) -> None:
+    """Turn a recording (perf.data) into a trace. The format is recognised by what the file holds."""
+    from faultpath.trace.importing import import_recording
+
+    with progress() as show:
+        import_recording(source, output or source.with_suffix(".trace"), lambda done, total: show("import", done, total))
+
+
+@cli.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
+@click.option("--raw", is_flag=True, help="Plain numbers instead of units")
+def info(trace: Path, as_json: bool, raw: bool) -> None:
+    """What is in TRACE, and what is missing."""
+    from faultpath.trace.importing import as_trace
+    from faultpath.trace.info import trace_info
+
+    with progress() as show, as_trace(trace, lambda done, total: show("import", done, total)) as path:
+        document = trace_info(path) | {"name": trace.name}
+    if as_json:
+        print_json(document)
+        return
+    from faultpath.report import terminal
+
+    terminal.info(document, raw)
+
+
+@cli.command()
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-d", "--design", "designs", multiple=True, help="NAME or FILE.py, with :param=value,... [all built in]")
+@click.option("--accesses", type=click.Choice(["touched", "resident"]), default="touched", show_default=True)
+@click.option("--pid", type=int, help="The process to replay [the one with most page faults]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
+@click.option("--raw", is_flag=True, help="Plain numbers instead of units")
+def compare(
+    traces: tuple[Path, ...], designs: tuple[str, ...], accesses: str, pid: int | None, as_json: bool, raw: bool
+) -> None:
+    """Replay each trace through each design, count what it costs, and say what differs."""
+    from faultpath.compare import compare
+
+    with progress() as show:
+        document = compare(traces, designs or DEFAULT_DESIGNS, accesses=accesses, pid=pid, progress=show)
+    if as_json:
+        print_json(document)
+        return
+    from faultpath.report import terminal
+
+    terminal.compared(document, raw)
+
+
+@cli.command("designs")
+@click.argument("design", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
+def designs_(design: str | None, as_json: bool) -> None:
+    """List designs with their parameters, or show one with its source."""
+    from faultpath import catalog
+
+    if design is None:
+        found = [catalog.describe(name) for name in catalog.BUILT_IN]
+    else:
+        found = [catalog.describe(design, source=True)]
+    if as_json:
+        print_json({"schema": "faultpath/designs/1", "version": faultpath.__version__, "designs": found})
+        return
+    from faultpath.report import terminal
+
+    terminal.designs(found)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One document, keys in the order they were made."""
+    print(json.dumps(document, indent=2))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Any]:
+    """A bar on standard error, if the work takes longer than half a second and somebody is there to see it."""
+    begin = time.monotonic()
+    bar: Any = None
+    task: Any = None
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal bar, task
+        if bar is None:
+            if not sys.stderr.isatty() or time.monotonic() - begin < SHOW_AFTER_SECONDS:
+                return
+            from rich.console import Console
+            from rich.progress import Progress
+
+            bar = Progress(console=Console(stderr=True), transient=True)
+            bar.start()
+            task = bar.add_task(what, total=total)
+        bar.update(task, description=what, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def main() -> None:
+    """Run, and turn whatever goes wrong into one line and the exit status of CONTRACT: 2, or 130 after Ctrl-C."""
+    try:
+        cli.main(standalone_mode=False)
+    except FaultpathError as error:
+        fail(str(error))
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "faultpath"
+        fail(f"{error.format_message().rstrip('.')}: {command}: see {command} --help")
+    except click.ClickException as error:
+        fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe went away: nothing to say, and nothing to flush to at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        fail("not enough memory: this machine: close other programs, or replay fewer traces at once")
+
+
+def fail(message: str) -> None:
+    """One line on standard error, exit status 2."""
+    print(f"faultpath: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""What users read: tables, sentences, documents. Nothing here computes a result."""

@@ -1,0 +1,162 @@
+"""Tables on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from faultpath.report import explain
+from faultpath.report.units import duration, number, size
+
+# Counters worth a line per thousand device accesses: what scales with the work.
+PER_THOUSAND = (
+    "device_faults",
+    "callbacks",
+    "callbacks_empty",
+    "ptes_probed",
+    "ptes_zapped",
+    "lookups",
+    "lookup_steps",
+    "walk_steps",
+    "deferred_ops",
+    "device_commands",
+    "allocs",
+)
+
+
+def compared(document: dict[str, Any], raw: bool, out: IO[str] | None = None) -> None:
+    """Print a ``faultpath/compare/1`` document."""
+    for index, trace in enumerate(document["traces"]):
+        if index:
+            print(file=out or sys.stdout)
+        _trace(trace, raw, out)
+
+
+def _trace(trace: dict[str, Any], raw: bool, out: IO[str] | None) -> None:
+    console = _console(out, len(trace["results"]))
+    mode = {
+        "touched": "the device accesses each page right after the process faulted it in",
+        "resident": "as touched, and again after each invalidation that leaves the page mapped",
+        "recorded": "the device accesses are the trace's own",
+    }[trace["accesses"]]
+    kernel = f"Linux {trace['kernel']}, " if trace["kernel"] else ""
+    console.print(Text(f"{trace['name']}: {trace['comm'] or 'process'} (pid {trace['pid']})", style="bold"))
+    console.print(
+        f"{kernel}{number(trace['process_events'])} of {number(trace['events'])} events, "
+        f"{duration(trace['duration_ns'], raw)}, lost {trace['lost_events']}; "
+        f"invalidations from the {trace['invalidations_from']}"
+    )
+    console.print(f"accesses {trace['accesses']}: {mode}\n")
+    console.print(_table(trace["results"], raw))
+    console.print(_parameters(trace["results"]))
+    for sentence in explain.sentences(trace):
+        console.print(f"- {sentence}")
+
+
+def _console(out: IO[str] | None, designs: int) -> Console:
+    console = Console(file=out, highlight=False, markup=False)
+    if not console.is_terminal:
+        # A pipe has no width: wide enough for the table, so that nothing is cut.
+        console = Console(file=out, highlight=False, markup=False, width=max(100, 30 + 16 * designs))
+    return console
+
+
+def _table(results: list[dict[str, Any]], raw: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    for result in results:
+        table.add_column(result["design"], justify="right")
+    for name in results[0]["counters"]:
+        show = size if name == "interval_bytes_peak" else number
+        values = [r["counters"][name] for r in results]
+        table.add_row(name, *(show(v, raw) for v in values), style=None if any(values) else "dim")
+    table.add_section()
+    for lock, mode in _locks(results):
+        values = [r["locks"].get(lock, {}).get(mode, 0) for r in results]
+        table.add_row(f"{lock} {'acquired' if mode == 'acquired' else mode}", *(number(v, raw) for v in values))
+    accesses = results[0]["counters"]["device_accesses"]
+    if accesses:
+        table.add_section()
+        table.add_row(Text("per 1,000 device accesses", style="bold"))
+        for name in PER_THOUSAND:
+            values = [1000 * r["counters"][name] / accesses for r in results]
+            table.add_row(name, *(number(round(v, 2), raw) for v in values))
+        locks = [1000 * sum(sum(m.values()) for m in r["locks"].values()) / accesses for r in results]
+        table.add_row("locks acquired", *(number(round(v, 2), raw) for v in locks))
+    return table
+
+
+def _locks(results: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    found: dict[tuple[str, str], None] = {}
+    for result in results:
+        for lock, modes in result["locks"].items():
+            found.update({(lock, mode): None for mode in modes})
+    return list(found)
+
+
+def _parameters(results: Iterable[dict[str, Any]]) -> str:
+    lines = [
+        f"{r['design']}: " + ", ".join(f"{k}={size(v) if k == 'child' else v}" for k, v in r["parameters"].items())
+        for r in results
+        if r["parameters"]
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def info(document: dict[str, Any], raw: bool, out: IO[str] | None = None) -> None:
+    """Print what :func:`faultpath.trace.info.trace_info` found."""
+    console = _console(out, 3)
+    console.print(Text(document["name"], style="bold"))
+    kernel = f" on Linux {document['kernel']}" if document["kernel"] else ""
+    console.print(
+        f"{document['format']}{kernel}; {number(document['rows'])} rows, {size(document['bytes'], raw)}, "
+        f"{duration(document['duration_ns'], raw)}"
+    )
+    if document["command"]:
+        console.print(f"command: {' '.join(document['command'])}")
+    console.print(
+        f"invalidations from the {document['invalidations_from']}; "
+        f"lost events {number(document['lost_events'], raw)}, lost samples {number(document['lost_samples'], raw)}\n"
+    )
+    for title, counts in (("operation", document["ops"]), ("invalidation", document["invalidations"])):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column(title, min_width=16)
+        table.add_column("rows", justify="right", min_width=12)
+        for name, count in counts.items():
+            table.add_row(name, number(count, raw))
+        if counts:
+            console.print(table)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in ("pid", "parent", "rows"):
+        table.add_column(heading, justify="right")
+    table.add_column("command")
+    for process in sorted(document["processes"], key=lambda p: -p["rows"])[:20]:
+        table.add_row(str(process["pid"]), str(process["parent"]), number(process["rows"], raw), process["comm"])
+    console.print(table)
+    if len(document["processes"]) > 20:
+        console.print(f"and {len(document['processes']) - 20} processes with fewer rows")
+    for reason, count in document["dropped"].items():
+        console.print(f"dropped: {number(count, raw)} {reason}")
+    for sentence in document["missing"]:
+        console.print(f"missing: {sentence}")
+
+
+def designs(found: list[dict[str, Any]], out: IO[str] | None = None) -> None:
+    """Print designs as :func:`faultpath.catalog.describe` gives them."""
+    console = _console(out, 4)
+    for design in found:
+        console.print(Text.assemble((design["name"], "bold"), f"  {design['title']}"))
+        console.print(f"  {design['models']}")
+        for parameter in design["parameters"]:
+            value = size(parameter["default"]) if parameter["unit"] == "bytes" else parameter["default"]
+            choices = f" ({', '.join(parameter['choices'])})" if parameter["choices"] else ""
+            console.print(f"  {parameter['name']}={value}{choices}  {parameter['doc']}")
+        if "source" in design:
+            console.print()
+            console.out(design["source"], highlight=False)
