@@ -105,9 +105,8 @@ def main() -> None:
                 ("decode", median(lambda path=path: decode(path))),  # type: ignore[misc]
                 ("import", median(lambda path=path: whole(path, folder / "out.trace"))),  # type: ignore[misc]
             ):
-                print(
-                    f"  {what} {ours:.2f} s, {events / ours / 1e6:.2f} M events/s: {theirs / ours:.1f} times perf script"
-                )
+                rate = events / ours / 1e6
+                print(f"  {what} {ours:.2f} s, {rate:.2f} M events/s: {theirs / ours:.1f} times perf script")
 
 
 if __name__ == "__main__":

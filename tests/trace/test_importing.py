@@ -332,3 +332,15 @@ def test_a_number_used_again_is_a_new_task() -> None:
     )
     assert [row[0] for row in story.rows()] == ["FAULT"]
     assert story.maker.dropped == {"munmap left, entry not seen": 1}
+
+
+def test_half_of_a_call_is_not_used(tmp_path: Path) -> None:
+    """Only the entries of mprotect were recorded: the invalidations after the first are not said to be inside it."""
+    data = (DATA / "file.perf.data").read_bytes().replace(b"name: sys_exit_mprotect", b"name: sys_exit_mprotecx")
+    (tmp_path / "in").write_bytes(data)
+    meta = import_recording(tmp_path / "in", tmp_path / "t.trace")
+    ops = trace_info(tmp_path / "t.trace")["ops"]
+    assert "mprotect" not in ops
+    assert ops["munmap"] == 2
+    assert any("mprotect" in said and "not recorded" in said for said in meta.missing)
+    assert meta.dropped == {"failed execve": 1, "failed madvise": 1}

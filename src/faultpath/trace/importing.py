@@ -14,7 +14,7 @@ import numpy as np
 
 from faultpath.errors import FaultpathError
 from faultpath.trace.readers import perf_columns as pc
-from faultpath.trace.readers.perf_data import PerfData, Progress
+from faultpath.trace.readers.perf_data import PerfData, Progress, row_width
 from faultpath.trace.readers.rows import SNAPSHOT, RowMaker
 from faultpath.trace.readers.syscalls import FAULT, SYSCALLS, TAP, kind_of, recording_events
 from faultpath.trace.schema import Columns, TraceMeta, TraceWriter, check_readable
@@ -74,9 +74,8 @@ def import_recording(
     page_size = header.tracing.page_size if header.tracing else 4096
     snapshots = set() if extra_rows is None else {int(p) for p in extra_rows["pid"]}
     maker = RowMaker(kinds, page_size, snapshots, str(source))
-    width = pc.FIELD + max(4, *(len(fields) for fields in wanted.values()))
     with TraceWriter(output) as writer:
-        for events in recording.batches(wanted, _snapshot_events(extra_rows, width), progress):
+        for events in recording.batches(wanted, _snapshot_events(extra_rows, row_width(wanted)), progress):
             writer.write(maker.rows(events))
         meta = TraceMeta(
             format="perf.data",
@@ -116,17 +115,28 @@ def choose(recording: PerfData, where: str) -> tuple[dict[int, tuple[str, ...]],
     wanted: dict[int, tuple[str, ...]] = {}
     kinds = np.zeros(len(events), np.int64)
     names: set[str] = set()
+    recorded = {event.name for event in events}
     for number, event in enumerate(events):
-        if found := kind_of(event.name):
+        if (found := kind_of(event.name)) and _usable(event.name, recorded):
             kinds[number], wanted[number] = found
             names.add(event.name)
     if FAULT not in names:
-        has = sorted({event.name for event in events})
+        has = sorted(recorded)
         close = difflib.get_close_matches(FAULT, has, n=3, cutoff=0.4) or has[:5]
         raise FaultpathError(
             f"the recording has no {FAULT} (closest: {', '.join(close)})", where, f"record with: {record_command()}"
         )
     return wanted, kinds, names
+
+
+def _usable(name: str, recorded: set[str]) -> bool:
+    """Whether an event's other half was recorded: inside a call that never ends, everything would get a wrong type.
+
+    exit_group has no exit, and the exit of execve tells by itself that it happened.
+    """
+    if name.startswith("syscalls:sys_exit_execve") or name == "syscalls:sys_enter_exit_group":
+        return True
+    return {name.replace("sys_exit_", "sys_enter_"), name.replace("sys_enter_", "sys_exit_")} <= recorded
 
 
 def _snapshot_events(rows: Columns | None, width: int) -> np.ndarray | None:

@@ -39,7 +39,7 @@ class PerfData:
     :ivar comms: last name of each process, by pid, with the time it was given
     :ivar lost_events, lost_samples: reported by the kernel; both are lower bounds and may count the same loss
     :ivar dropped: records that could not be placed, by reason
-    :ivar finished: whether the last record is the end of a round, as in a recording that was not cut off
+    :ivar finished: whether it is whole; a stream is taken to be when it ends with the end of a round
     :raises FaultpathError: when it cannot be decoded
     """
 
@@ -61,15 +61,15 @@ class PerfData:
         extra: np.ndarray | None = None,
         progress: Progress | None = None,
     ) -> Iterator[np.ndarray]:
-        """Rows in time order, as arrays of shape ``(rows, perf_columns.FIELD + n)`` (int64): ``n`` is the most fields
-        any event has, at least four. Each is good until the next is asked for.
+        """Rows in time order, as arrays of shape ``(rows, row_width(wanted))`` (int64). Each is good until
+        the next is asked for.
 
         :param wanted: fields to decode by number of the event in ``header.events``; other events are passed over
         :param extra: rows of the same shape to merge in
         :param progress: called with bytes done and bytes in all
         :raises FaultpathError: when a record cannot be decoded
         """
-        width = pc.FIELD + max([4, *(len(names) for names in wanted.values())])
+        width = row_width(wanted)
         tables = attribute_tables(self.header, wanted, width - pc.FIELD, self._where)
         walker = _Walker(self.header, tables, self._where)
         store = _Store(width)
@@ -92,7 +92,7 @@ class PerfData:
                 released = done
         self.comms = walker.comms
         self.lost_events, self.lost_samples = int(walker.state[pc.S_LOST]), int(walker.state[pc.S_LOST_SAMPLES])
-        self.finished = int(walker.state[pc.S_LAST_TYPE]) == pc.FINISHED_ROUND
+        self.finished = not self.header.stream or int(walker.state[pc.S_LAST_TYPE]) == pc.FINISHED_ROUND
         counts = {
             "samples of an unknown event": int(walker.state[pc.S_UNKNOWN_ID]),
             "records out of time order": store.late,
@@ -101,6 +101,11 @@ class PerfData:
 
 
 LAST = (1 << 63) - 1
+
+
+def row_width(wanted: Mapping[int, Sequence[str]]) -> int:
+    """Columns of the rows ``batches`` gives for ``wanted``; never fewer fields than a system call may need (mremap: 5)."""
+    return pc.FIELD + max([5, *(len(names) for names in wanted.values())])
 
 
 class _Store:

@@ -78,11 +78,14 @@ class RecordedEvent:
 
 @dataclass
 class Header:
-    """:ivar data: half-open range of the file that holds records"""
+    """:ivar data: half-open range of the file that holds records
+    :ivar stream: written to a pipe, so that nothing in it says where it was to end
+    """
 
     data: tuple[int, int]
     events: list[RecordedEvent]
     tracing: TracingData | None
+    stream: bool = False
     kernel: str = ""
     arch: str = ""
     command: list[str] = field(default_factory=list)
@@ -198,7 +201,7 @@ def _parse_stream(data: memoryview, where: str) -> Header:
         elif kind < HEADER_ATTR or kind in (68, 81, 83, AUXTRACE):
             break
         at += size + extra
-    return _with_features(Header((at, len(data)), events, None), features, where)
+    return _with_features(Header((at, len(data)), events, None, stream=True), features, where)
 
 
 def _with_features(header: Header, features: dict[int, memoryview], where: str) -> Header:

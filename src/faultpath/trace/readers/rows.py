@@ -259,9 +259,9 @@ def make_rows(  # type: ignore[no-untyped-def]
             own = event != SNAPSHOT
             inside = own and 0 <= threads[thread, T_CALL] < MEMORY_CALLS
             if not inside and not (own and snapshots[pid]):
-                length = f1 + mask & ~mask
+                length = (f1 + mask) & ~mask
                 if f0 < 0 and f0 >= -LIMIT:
-                    dropped[D_KERNEL] += 1
+                    pass  # the vsyscall page, which every process has
                 elif f0 < 0 or f1 <= 0 or f1 > LIMIT or f0 > LIMIT - length or f0 & mask:
                     status = BAD_RANGE
                     break
