@@ -69,10 +69,10 @@ def load(name: str) -> Design:
     except Exception as error:
         where = f"{name}:{getattr(error, 'lineno', None) or _line(error, name)}"
         raise FaultpathError(f"{type(error).__name__}: {error}", where, "the file must run as Python") from None
-    design = getattr(module, "design", None)
-    if not isinstance(design, Design):
+    found = getattr(module, "design", None)
+    if not isinstance(found, Design):
         raise FaultpathError("defines no design", name, "end it with: design = Design(...)")
-    return design
+    return found
 
 
 def describe(request: str, source: bool = False) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def import_(source: Path, output: Path | None) -> None:
     from faultpath.trace.importing import import_recording
 
     with progress() as show:
-        import_recording(source, output or source.with_suffix(".trace"), lambda done, total: show("import", done, total))
+        output = output or source.with_suffix(".trace")
+        import_recording(source, output, lambda done, total: show("import", done, total))
 
 
 @cli.command()

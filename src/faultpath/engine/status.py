@@ -8,7 +8,7 @@ from faultpath.errors import FaultpathError
 
 _TEXT = {
     world.WOULD_BLOCK: ("a step waits for what nobody can do", "the design deadlocks by itself: check its locks"),
-    world.OUT_OF_MEMORY: ("the modelled machine is out of memory", "replay fewer processes at once, or a shorter trace"),
+    world.OUT_OF_MEMORY: ("the modelled machine is out of memory", "replay a shorter trace"),
     world.BAD_ADDRESS: ("a NULL pointer, a lock that is not held, or an address outside its table was used", ""),
     world.DOUBLE_FREE: ("an object was freed twice", ""),
     world.REFCOUNT: ("a reference count fell below zero or rose from zero", ""),

@@ -1,7 +1,7 @@
 """The whole state of a modelled machine: one flat int64 array.
 
-Word indices serve as pointers; 0 is NULL. The array begins with the words named here and goes on with a heap of objects.
-An object's first word is its header: ``tag << 8 | class << 1 | alive``, class counting units of eight words. A freed
+Word indices serve as pointers; 0 is NULL. The array begins with the words named here and goes on with a heap. An
+object's first word is its header: ``tag << 8 | class << 1 | alive``, class counting units of eight words. A freed
 object keeps its header with ``alive`` cleared, so that a late access can be told. All state that matters lies
 in ``w[:w[BRK]]``: copy, compare or hash that and nothing else.
 """
@@ -52,7 +52,7 @@ REFCOUNT = 5
 TREE = 6
 
 
-class Stop(Exception):  # noqa: N818 - not an error by itself: STATUS says what happened
+class Stop(Exception):
     """Unwinds a run; the reason is in the world's STATUS word."""
 
 

@@ -105,7 +105,7 @@ def mmu_interval_notifier_put_locked(sub: IntervalNotifier) -> int:
 
 @protocol
 def mmu_interval_notifier_put(sub: IntervalNotifier) -> None:
-    """mmu_interval_notifier_put(), 2/6: removal that may be asked for in a callback; release follows, at once or later."""
+    """mmu_interval_notifier_put(), 2/6: removal from within a callback; release follows, at once or later."""
     mm = sub.mm
     if not mmu_interval_notifier_put_locked(sub):
         released(sub, mm)

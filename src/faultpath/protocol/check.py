@@ -269,7 +269,7 @@ class _Checker:
         if target is language.has_op:
             slot = node.args[1]
             assert isinstance(slot, ast.Constant)
-            return ir.HasOp(slot.value, self.value(node.args[0])), int
+            return ir.HasOp(str(slot.value), self.value(node.args[0])), int
         if target in (min, max):
             a, b = map(self.value, node.args)
             return ir.Binary("min" if target is min else "max", a, b), int

@@ -2,8 +2,8 @@
 
 ``@protocol`` marks a function in the checked subset: it runs as ordinary Python (the readable twin, over the current
 world) and is what the compiler turns into native code and into steps. ``@primitive`` marks one atomic step of the
-modelled kernel, written as a function over the world's words, with ``@helper`` for what primitives share. ``hook`` declares a call whose target a
-design supplies, chosen by a number stored in the world, as a function pointer is in C.
+modelled kernel, written as a function over the world's words, with ``@helper`` for what primitives share. ``hook``
+declares a call whose target a design supplies, chosen by a number stored in the world, as a function pointer is in C.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 from faultpath.engine.world import INDEX, STATUS, WOULD_BLOCK, Stop, Words
 from faultpath.protocol.struct import Struct, current, role_index
 
-NULL = 0
+NULL: Any = 0
 
 S = TypeVar("S", bound=Struct)
 

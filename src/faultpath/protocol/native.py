@@ -257,10 +257,10 @@ class _Emitter:
                     result = ir.Select(part, then, otherwise)
                 return self.let(f"icmp ne i64 {self.value(result)}, 0")
             case ir.HasOp(slot=slot, selector=selector):
-                value = self.value(selector)
+                selected = self.value(selector)
                 found = "false"
                 for number in self.program.targets(slot):
-                    found = self.let(f"or i1 {found}, {self.let(f'icmp eq i64 {value}, {number}')}")
+                    found = self.let(f"or i1 {found}, {self.let(f'icmp eq i64 {selected}, {number}')}")
                 return found
         return self.let(f"icmp ne i64 {self.value(expr)}, 0")
 

@@ -13,6 +13,7 @@ field reads and writes the current world, and compiled, where it becomes an arra
 
 from __future__ import annotations
 
+import inspect
 import sys
 import zlib
 from typing import Any, ClassVar
@@ -77,7 +78,7 @@ class Struct(int):
         cls.fields = dict(cls.__mro__[1].fields)  # type: ignore[attr-defined]
         offset = cls.__mro__[1].words  # type: ignore[attr-defined]
         scope = vars(sys.modules[cls.__module__]) | {cls.__name__: cls}
-        for name, annotation in cls.__dict__.get("__annotations__", {}).items():
+        for name, annotation in inspect.get_annotations(cls).items():
             # Not typing.get_type_hints: that would evaluate the bases' annotations in this module.
             type_ = eval(annotation, scope) if isinstance(annotation, str) else annotation
             if not (isinstance(type_, type) and issubclass(type_, int)):

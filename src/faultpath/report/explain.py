@@ -65,8 +65,8 @@ def _refused(results: list[Result]) -> list[str]:
 def _overlap(results: list[Result]) -> list[str]:
     """The series' left-neighbour search: it takes the first interval of the VMA, not the nearest."""
     return [
-        f"{r['design']}'s intervals overlap here (one event calls back {number(c['callbacks'] / c['invalidations'])} of "
-        f"them on average): for its left neighbour a new interval takes the first in the VMA, not the nearest."
+        f"{r['design']}'s intervals overlap here (one event calls back {number(c['callbacks'] / c['invalidations'])} "
+        f"of them on average): for its left neighbour a new interval takes the first in the VMA, not the nearest."
         for r in results
         if r["design"] == "nouveau-v6" and (c := r["counters"])["callbacks"] > 4 * max(1, c["invalidations"])
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.engine.world import INDEX
+from faultpath.engine.world import INDEX, Words
 from faultpath.protocol.language import primitive
 
 ZAPPED = INDEX["ptes_zapped"]
@@ -11,13 +11,13 @@ PEAK = INDEX["intervals_peak"]
 
 
 @primitive
-def zapped_so_far(w) -> int:
+def zapped_so_far(w: Words) -> int:
     """Device PTEs cleared by callbacks until now."""
     return w[ZAPPED]
 
 
 @primitive
-def count_interval(w) -> int:
+def count_interval(w: Words) -> int:
     """One more interval is alive."""
     w[NOW] += 1
     w[PEAK] = max(w[PEAK], w[NOW])

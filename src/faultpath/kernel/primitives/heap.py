@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from faultpath.engine.world import BAD_ADDRESS, BRK, CAPACITY, DOUBLE_FREE, FREE, INDEX, OUT_OF_MEMORY, STATUS, STATUS_ARG, Stop
+from faultpath.engine.world import (
+    BAD_ADDRESS,
+    BRK,
+    CAPACITY,
+    DOUBLE_FREE,
+    FREE,
+    INDEX,
+    OUT_OF_MEMORY,
+    STATUS,
+    STATUS_ARG,
+    Stop,
+    Words,
+)
 from faultpath.protocol.language import StructCall, helper, primitive
 
 GFP_KERNEL = 0
@@ -15,7 +27,7 @@ BYTES_PEAK = INDEX["interval_bytes_peak"]
 
 
 @helper
-def take(w, size_class, tag):
+def take(w: Words, size_class: int, tag: int) -> int:
     """Address of a zeroed object of ``size_class`` times eight words."""
     obj = w[FREE + size_class]
     if obj:
@@ -33,7 +45,7 @@ def take(w, size_class, tag):
 
 
 @helper
-def give_back(w, obj):
+def give_back(w: Words, obj: int) -> int:
     """Free an object: its header says so, its second word links it into the free list."""
     header = w[obj]
     if header & 1 == 0:
@@ -48,7 +60,7 @@ def give_back(w, obj):
 
 
 @helper
-def account(w, size):
+def account(w: Words, size: int) -> int:
     """Interval memory grew by ``size`` bytes."""
     w[BYTES] += size
     w[BYTES_PEAK] = max(w[BYTES_PEAK], w[BYTES])
@@ -56,7 +68,7 @@ def account(w, size):
 
 
 @primitive
-def _kmalloc(w, size_class: int, tag: int, size: int, gfp: int) -> int:
+def _kmalloc(w: Words, size_class: int, tag: int, size: int, gfp: int) -> int:
     w[ALLOCS] += 1
     if gfp == GFP_ATOMIC:
         w[ALLOCS_ATOMIC] += 1
@@ -65,7 +77,7 @@ def _kmalloc(w, size_class: int, tag: int, size: int, gfp: int) -> int:
 
 
 @primitive
-def _kfree(w, obj: int, size: int) -> int:
+def _kfree(w: Words, obj: int, size: int) -> int:
     if obj == 0:
         w[STATUS] = BAD_ADDRESS
         raise Stop
@@ -74,30 +86,30 @@ def _kfree(w, obj: int, size: int) -> int:
 
 
 @primitive
-def _on_stack(w, size_class: int, tag: int, size: int) -> int:
+def _on_stack(w: Words, size_class: int, tag: int, size: int) -> int:
     return take(w, size_class, tag)
 
 
 @primitive
-def _embedded(w, size_class: int, tag: int, size: int) -> int:
+def _embedded(w: Words, size_class: int, tag: int, size: int) -> int:
     account(w, size)
     return take(w, size_class, tag)
 
 
 @primitive
-def _off_stack(w, obj: int, size: int) -> int:
+def _off_stack(w: Words, obj: int, size: int) -> int:
     return give_back(w, obj)
 
 
 @primitive
-def kvcalloc(w, size: int) -> int:
+def kvcalloc(w: Words, size: int) -> int:
     """A table of ``size`` bytes that belongs to an interval. Only its size matters to the model."""
     w[ALLOCS] += 1
     return account(w, size)
 
 
 @primitive
-def kvfree(w, size: int) -> int:
+def kvfree(w: Words, size: int) -> int:
     """Free a table of ``size`` bytes."""
     w[BYTES] -= size
     return 0

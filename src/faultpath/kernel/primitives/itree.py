@@ -11,7 +11,7 @@ Words of a root: 0 root node, 1 leftmost node.
 
 from __future__ import annotations
 
-from faultpath.engine.world import STATUS, STATUS_ARG, TREE, Stop
+from faultpath.engine.world import STATUS, STATUS_ARG, TREE, Stop, Words
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import IntervalTree
 
@@ -19,33 +19,33 @@ PARENT, LEFT, RIGHT, START, LAST, SUBTREE_LAST = 1, 2, 3, 4, 5, 6
 
 
 @helper
-def parent_of(w, node):
+def parent_of(w: Words, node: int) -> int:
     """The parent, or 0."""
     return w[node + PARENT] >> 1
 
 
 @helper
-def is_red(w, node):
+def is_red(w: Words, node: int) -> int:
     """Whether a node that exists is red."""
     return w[node + PARENT] & 1 == 0
 
 
 @helper
-def set_parent(w, node, parent):
+def set_parent(w: Words, node: int, parent: int) -> int:
     """Change the parent, keep the colour."""
     w[node + PARENT] = parent << 1 | w[node + PARENT] & 1
     return 0
 
 
 @helper
-def set_parent_color(w, node, parent, black):
+def set_parent_color(w: Words, node: int, parent: int, black: int) -> int:
     """Change parent and colour."""
     w[node + PARENT] = parent << 1 | black
     return 0
 
 
 @helper
-def greatest_last(w, node):
+def greatest_last(w: Words, node: int) -> int:
     """What ``subtree_last`` must be."""
     greatest = w[node + LAST]
     if w[node + LEFT]:
@@ -56,7 +56,7 @@ def greatest_last(w, node):
 
 
 @helper
-def propagate(w, node, stop):
+def propagate(w: Words, node: int, stop: int) -> int:
     """Recompute ``subtree_last`` upwards until it is right already, or until ``stop``."""
     while node != stop:
         greatest = greatest_last(w, node)
@@ -68,7 +68,7 @@ def propagate(w, node, stop):
 
 
 @helper
-def change_child(w, old, new, parent, root):
+def change_child(w: Words, old: int, new: int, parent: int, root: int) -> int:
     """Make ``parent`` (or the root) point to ``new`` where it pointed to ``old``."""
     if parent:
         if w[parent + LEFT] == old:
@@ -81,7 +81,7 @@ def change_child(w, old, new, parent, root):
 
 
 @helper
-def rotated(w, old, new, root, black):
+def rotated(w: Words, old: int, new: int, root: int, black: int) -> int:
     """Finish a rotation that put ``new`` in ``old``'s place: parent, colours, ``subtree_last``."""
     parent = parent_of(w, old)
     w[new + PARENT] = w[old + PARENT]
@@ -91,7 +91,7 @@ def rotated(w, old, new, root, black):
 
 
 @helper
-def carry_up(w, old, new):
+def carry_up(w: Words, old: int, new: int) -> int:
     """After a rotation ``new`` covers what ``old`` covered; ``old`` is recomputed."""
     w[new + SUBTREE_LAST] = w[old + SUBTREE_LAST]
     w[old + SUBTREE_LAST] = greatest_last(w, old)
@@ -99,7 +99,7 @@ def carry_up(w, old, new):
 
 
 @helper
-def insert_color(w, node, root):
+def insert_color(w: Words, node: int, root: int) -> int:
     """Restore the red-black rules after a red node was linked in (__rb_insert)."""
     parent = parent_of(w, node)
     while True:
@@ -141,7 +141,7 @@ def insert_color(w, node, root):
 
 
 @primitive
-def itree_insert(w, root: IntervalTree, node: int) -> int:
+def itree_insert(w: Words, root: IntervalTree, node: int) -> int:
     """interval_tree_insert(): the node's START and LAST are set already. Equal starts go to the right."""
     start = w[node + START]
     last = w[node + LAST]
@@ -168,7 +168,7 @@ def itree_insert(w, root: IntervalTree, node: int) -> int:
 
 
 @helper
-def erase_color(w, parent, root):
+def erase_color(w: Words, parent: int, root: int) -> int:
     """Restore the red-black rules after a black node below ``parent`` went away (____rb_erase_color)."""
     node = 0
     while True:
@@ -218,7 +218,7 @@ def erase_color(w, parent, root):
 
 
 @helper
-def leftmost_after(w, node):
+def leftmost_after(w: Words, node: int) -> int:
     """The next node in order (rb_next) of the leftmost one."""
     if w[node + RIGHT]:
         node = w[node + RIGHT]
@@ -229,7 +229,7 @@ def leftmost_after(w, node):
 
 
 @primitive
-def itree_remove(w, root: IntervalTree, node: int) -> int:
+def itree_remove(w: Words, root: IntervalTree, node: int) -> int:
     """interval_tree_remove(): unlink and rebalance (__rb_erase_augmented); the node stays marked as outside a tree."""
     if itree_is_empty_node(w, node):
         w[STATUS] = TREE
@@ -286,26 +286,26 @@ def itree_remove(w, root: IntervalTree, node: int) -> int:
 
 
 @helper
-def itree_is_empty_node(w, node):
+def itree_is_empty_node(w: Words, node: int) -> int:
     """RB_EMPTY_NODE()."""
     return w[node + PARENT] == node << 1
 
 
 @primitive
-def rb_clear_node(w, node: int) -> int:
+def rb_clear_node(w: Words, node: int) -> int:
     """RB_CLEAR_NODE(): mark a node as outside any tree."""
     w[node + PARENT] = node << 1
     return 0
 
 
 @primitive
-def rb_empty_node(w, node: int) -> int:
+def rb_empty_node(w: Words, node: int) -> int:
     """RB_EMPTY_NODE(): 1 if the node is outside any tree."""
     return 1 if itree_is_empty_node(w, node) else 0
 
 
 @helper
-def subtree_search(w, node, start, last, steps):
+def subtree_search(w: Words, node: int, start: int, last: int, steps: int) -> int:
     """Leftmost node of the subtree that meets ``[start, last]``, or 0; the subtree reaches ``start``."""
     read = 0
     while True:
@@ -330,8 +330,8 @@ def subtree_search(w, node, start, last, steps):
 
 
 @primitive
-def itree_first(w, root: IntervalTree, start: int, last: int, steps: int) -> int:
-    """interval_tree_iter_first(): leftmost node that meets ``[start, last]``, or 0; nodes read add to word ``steps``."""
+def itree_first(w: Words, root: IntervalTree, start: int, last: int, steps: int) -> int:
+    """interval_tree_iter_first(): leftmost node that meets ``[start, last]``, or 0; ``steps`` counts nodes read."""
     node = w[root]
     if node == 0:
         return 0
@@ -347,7 +347,7 @@ def itree_first(w, root: IntervalTree, start: int, last: int, steps: int) -> int
 
 
 @primitive
-def itree_next(w, node: int, start: int, last: int, steps: int) -> int:
+def itree_next(w: Words, node: int, start: int, last: int, steps: int) -> int:
     """interval_tree_iter_next(): the next node in order of start that meets ``[start, last]``, or 0."""
     right = w[node + RIGHT]
     while True:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from faultpath.engine.world import WORK_HEAD, WORK_TAIL
+from faultpath.engine.world import WORK_HEAD, WORK_TAIL, Words
 from faultpath.protocol.language import primitive
 from faultpath.protocol.struct import HlistHead, HlistNode, Work
 
 
 @primitive
-def hlist_first(w, head: HlistHead) -> int:
+def hlist_first(w: Words, head: HlistHead) -> int:
     """The first node's address, or 0."""
     return w[head]
 
 
 @primitive
-def hlist_next(w, node: HlistNode) -> int:
+def hlist_next(w: Words, node: HlistNode) -> int:
     """The node after this one, or 0."""
     return w[node]
 
 
 @primitive
-def hlist_add_head(w, node: HlistNode, head: HlistHead) -> int:
+def hlist_add_head(w: Words, node: HlistNode, head: HlistHead) -> int:
     """Put a node at the front."""
     first = w[head]
     w[node] = first
@@ -32,7 +32,7 @@ def hlist_add_head(w, node: HlistNode, head: HlistHead) -> int:
 
 
 @primitive
-def hlist_del(w, node: HlistNode) -> int:
+def hlist_del(w: Words, node: HlistNode) -> int:
     """Take a node out of whatever list it is in."""
     following = w[node]
     w[w[node + 1]] = following
@@ -44,7 +44,7 @@ def hlist_del(w, node: HlistNode) -> int:
 
 
 @primitive
-def queue_work(w, work: Work, handler: int, obj: int) -> int:
+def queue_work(w: Words, work: Work, handler: int, obj: int) -> int:
     """Queue a work item for its worker; 1 if queued, 0 if it was pending already."""
     if w[work + 1]:
         return 0
@@ -60,13 +60,13 @@ def queue_work(w, work: Work, handler: int, obj: int) -> int:
 
 
 @primitive
-def work_pending(w) -> int:
+def work_pending(w: Words) -> int:
     """Whether a work item is queued; its address, or 0."""
     return w[WORK_HEAD]
 
 
 @primitive
-def take_work(w) -> int:
+def take_work(w: Words) -> int:
     """Take the oldest queued work item off the queue; its address, or 0."""
     work = w[WORK_HEAD]
     if work:
@@ -77,13 +77,13 @@ def take_work(w) -> int:
 
 
 @primitive
-def work_object(w, work: int) -> int:
+def work_object(w: Words, work: int) -> int:
     """The object that a work item taken off the queue is for."""
     return w[work + 2]
 
 
 @primitive
-def start_work(w, work: int) -> int:
+def start_work(w: Words, work: int) -> int:
     """Mark a work item as running: it may be queued again. Returns its handler."""
     handler = w[work + 1]
     w[work + 1] = 0

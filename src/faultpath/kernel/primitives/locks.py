@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from faultpath.engine.world import BAD_ADDRESS, LOCK, REFCOUNT, STATUS, STATUS_ARG, TID, Stop
+from faultpath.engine.world import BAD_ADDRESS, LOCK, REFCOUNT, STATUS, STATUS_ARG, TID, Stop, Words
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import Mutex, RefCount, RwSem, SpinLock, Srcu
 
 
 @helper
-def acquire(w, lock, role):
+def acquire(w: Words, lock: int, role: int) -> int:
     """Take an exclusive lock for the running thread; 1 if somebody holds it."""
     if w[lock] != 0:
         return 1
@@ -18,7 +18,7 @@ def acquire(w, lock, role):
 
 
 @helper
-def release(w, lock):
+def release(w: Words, lock: int) -> int:
     """Give up an exclusive lock; unlocking what the thread does not hold stops the run."""
     if w[lock] != w[TID] + 1:
         w[STATUS] = BAD_ADDRESS
@@ -29,37 +29,37 @@ def release(w, lock):
 
 
 @primitive(blocks=True, role=True)
-def mutex_lock(w, lock: Mutex, role: int) -> int:
+def mutex_lock(w: Words, lock: Mutex, role: int) -> int:
     """Sleep until the mutex is free, and take it."""
     return acquire(w, lock, role)
 
 
 @primitive(role=True)
-def mutex_trylock(w, lock: Mutex, role: int) -> int:
+def mutex_trylock(w: Words, lock: Mutex, role: int) -> int:
     """Take the mutex if it is free: 1 if taken."""
     return 1 - acquire(w, lock, role)
 
 
 @primitive
-def mutex_unlock(w, lock: Mutex) -> int:
+def mutex_unlock(w: Words, lock: Mutex) -> int:
     """Give the mutex up."""
     return release(w, lock)
 
 
 @primitive(blocks=True, role=True)
-def spin_lock(w, lock: SpinLock, role: int) -> int:
+def spin_lock(w: Words, lock: SpinLock, role: int) -> int:
     """Take a spinlock."""
     return acquire(w, lock, role)
 
 
 @primitive
-def spin_unlock(w, lock: SpinLock) -> int:
+def spin_unlock(w: Words, lock: SpinLock) -> int:
     """Give a spinlock up."""
     return release(w, lock)
 
 
 @primitive(blocks=True, role=True)
-def down_read(w, lock: RwSem, role: int) -> int:
+def down_read(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for reading. Fairness to waiting writers is the scheduler's business."""
     if w[lock] < 0:
         return 1
@@ -69,7 +69,7 @@ def down_read(w, lock: RwSem, role: int) -> int:
 
 
 @primitive
-def up_read(w, lock: RwSem) -> int:
+def up_read(w: Words, lock: RwSem) -> int:
     """Give a read lock up."""
     if w[lock] <= 0:
         w[STATUS] = BAD_ADDRESS
@@ -80,7 +80,7 @@ def up_read(w, lock: RwSem) -> int:
 
 
 @primitive(blocks=True, role=True)
-def down_write(w, lock: RwSem, role: int) -> int:
+def down_write(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for writing."""
     if w[lock] != 0:
         return 1
@@ -90,7 +90,7 @@ def down_write(w, lock: RwSem, role: int) -> int:
 
 
 @primitive
-def up_write(w, lock: RwSem) -> int:
+def up_write(w: Words, lock: RwSem) -> int:
     """Give a write lock up."""
     if w[lock] != -w[TID] - 1:
         w[STATUS] = BAD_ADDRESS
@@ -101,7 +101,7 @@ def up_write(w, lock: RwSem) -> int:
 
 
 @helper
-def refcount_fault(w, ref):
+def refcount_fault(w: Words, ref: int) -> int:
     """A reference count went where it must not."""
     w[STATUS] = REFCOUNT
     w[STATUS_ARG] = ref
@@ -109,20 +109,20 @@ def refcount_fault(w, ref):
 
 
 @primitive
-def refcount_set(w, ref: RefCount, value: int) -> int:
+def refcount_set(w: Words, ref: RefCount, value: int) -> int:
     """refcount_set()."""
     w[ref] = value
     return 0
 
 
 @primitive
-def refcount_read(w, ref: RefCount) -> int:
+def refcount_read(w: Words, ref: RefCount) -> int:
     """refcount_read()."""
     return w[ref]
 
 
 @primitive
-def refcount_inc(w, ref: RefCount) -> int:
+def refcount_inc(w: Words, ref: RefCount) -> int:
     """refcount_inc(): raising a count of zero is a use after free."""
     if w[ref] <= 0:
         refcount_fault(w, ref)
@@ -131,7 +131,7 @@ def refcount_inc(w, ref: RefCount) -> int:
 
 
 @primitive
-def refcount_inc_not_zero(w, ref: RefCount) -> int:
+def refcount_inc_not_zero(w: Words, ref: RefCount) -> int:
     """refcount_inc_not_zero(): 1 if raised."""
     if w[ref] == 0:
         return 0
@@ -140,7 +140,7 @@ def refcount_inc_not_zero(w, ref: RefCount) -> int:
 
 
 @primitive
-def refcount_dec_and_test(w, ref: RefCount) -> int:
+def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
     """refcount_dec_and_test(): 1 if it fell to zero."""
     if w[ref] <= 0:
         refcount_fault(w, ref)
@@ -149,7 +149,7 @@ def refcount_dec_and_test(w, ref: RefCount) -> int:
 
 
 @primitive(role=True)
-def srcu_read_lock(w, srcu: Srcu, role: int) -> int:
+def srcu_read_lock(w: Words, srcu: Srcu, role: int) -> int:
     """Enter a read-side section."""
     w[srcu] += 1
     w[LOCK + 2 * role] += 1
@@ -157,13 +157,13 @@ def srcu_read_lock(w, srcu: Srcu, role: int) -> int:
 
 
 @primitive
-def srcu_read_unlock(w, srcu: Srcu) -> int:
+def srcu_read_unlock(w: Words, srcu: Srcu) -> int:
     """Leave a read-side section."""
     w[srcu] -= 1
     return 0
 
 
 @primitive(blocks=True)
-def synchronize_srcu(w, srcu: Srcu) -> int:
+def synchronize_srcu(w: Words, srcu: Srcu) -> int:
     """Wait until no reader is inside: at least as long as the kernel, which waits for earlier readers only."""
     return 1 if w[srcu] else 0

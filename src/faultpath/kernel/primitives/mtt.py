@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.engine.world import DIR_BITS, INDEX, LEAF_BITS
+from faultpath.engine.world import DIR_BITS, INDEX, LEAF_BITS, Words
 from faultpath.kernel.primitives.pagetable import KEEP_NONE, PAGE_SHIFT, edit
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import PageTable
@@ -13,7 +13,7 @@ COMMANDS = INDEX["device_commands"]
 
 
 @helper
-def word_at(w, pt, page):
+def word_at(w: Words, pt: int, page: int) -> int:
     """The word that holds the eight entries from page number ``page`` (a multiple of eight); 0 if there is no table."""
     node = w[pt]
     level = w[pt + 1]
@@ -26,7 +26,7 @@ def word_at(w, pt, page):
 
 
 @helper
-def count_runs(w, pt, first, end):
+def count_runs(w: Words, pt: int, first: int, end: int) -> int:
     """UMR posts that zap the present entries among page numbers ``[first, end)``.
 
     A run ends at an absent entry only where its index is a multiple of eight (MLX5_UMR_MTT_ALIGNMENT), and at the end.
@@ -45,7 +45,7 @@ def count_runs(w, pt, first, end):
 
 
 @primitive
-def mtt_zap(w, pt: PageTable, start: int, end: int) -> int:
+def mtt_zap(w: Words, pt: PageTable, start: int, end: int) -> int:
     """mlx5_ib_invalidate_range()'s two passes over ``[start, end)``: zap runs, then unmap; entries unmapped.
 
     Every entry of the range is looked at, present or not.

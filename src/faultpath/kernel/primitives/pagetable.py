@@ -9,7 +9,7 @@ Root words: 0 node, 1 levels above the leaf, 2 first address, 3 end address. Lea
 
 from __future__ import annotations
 
-from faultpath.engine.world import BAD_ADDRESS, DIR_BITS, INDEX, LEAF_BITS, NEXT_FRAME, STATUS, STATUS_ARG, Stop
+from faultpath.engine.world import BAD_ADDRESS, DIR_BITS, INDEX, LEAF_BITS, NEXT_FRAME, STATUS, STATUS_ARG, Stop, Words
 from faultpath.kernel.primitives.heap import give_back, take
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import PageTable
@@ -32,7 +32,7 @@ LOW_BITS = 0x0101010101010101
 
 
 @primitive
-def pt_init(w, pt: PageTable, start: int, end: int) -> int:
+def pt_init(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Give an empty table the bounds ``[start, end)``."""
     levels = 0
     while (end - start) >> (PAGE_SHIFT + w[LEAF_BITS] + levels * w[DIR_BITS]) > 1:
@@ -45,13 +45,13 @@ def pt_init(w, pt: PageTable, start: int, end: int) -> int:
 
 
 @helper
-def new_node(w, words):
+def new_node(w: Words, words: int) -> int:
     """A zeroed table of ``words`` words, header word before it."""
     return take(w, (words + 8) >> 3, 0)
 
 
 @helper
-def leaf_of(w, pt, page, create):
+def leaf_of(w: Words, pt: int, page: int, create: int) -> int:
     """The leaf that holds page number ``page`` (relative to the root's start), or 0 if absent and not ``create``."""
     link = pt
     level = w[pt + 1]
@@ -73,7 +73,7 @@ def leaf_of(w, pt, page, create):
 
 
 @helper
-def get(w, pt, addr):
+def get(w: Words, pt: int, addr: int) -> int:
     """The byte for an address; 0 if not valid or outside the table."""
     if addr < w[pt + 2] or addr >= w[pt + 3]:
         return 0
@@ -86,7 +86,7 @@ def get(w, pt, addr):
 
 
 @helper
-def put(w, pt, addr, entry):
+def put(w: Words, pt: int, addr: int, entry: int) -> int:
     """Store the byte for an address."""
     if addr < w[pt + 2] or addr >= w[pt + 3]:
         w[STATUS] = BAD_ADDRESS
@@ -101,7 +101,7 @@ def put(w, pt, addr, entry):
 
 
 @helper
-def edit(w, pt, start, end, keep):
+def edit(w: Words, pt: int, start: int, end: int, keep: int) -> int:
     """AND every entry in ``[start, end)`` with a KEEP mask; the number of valid entries met."""
     start = max(start, w[pt + 2]) - w[pt + 2]
     end = min(end, w[pt + 3]) - w[pt + 2]
@@ -143,7 +143,7 @@ def edit(w, pt, start, end, keep):
 
 
 @helper
-def free_tables(w, node, level):
+def free_tables(w: Words, node: int, level: int) -> int:
     """Free a table and everything below it."""
     if level > 0:
         for i in range(1 << w[DIR_BITS]):
@@ -153,37 +153,37 @@ def free_tables(w, node, level):
 
 
 @primitive
-def pt_get(w, pt: PageTable, addr: int) -> int:
+def pt_get(w: Words, pt: PageTable, addr: int) -> int:
     """The entry for an address: VALID, WRITE and frame bits, or 0."""
     return get(w, pt, addr)
 
 
 @primitive
-def pt_set(w, pt: PageTable, addr: int, entry: int) -> int:
+def pt_set(w: Words, pt: PageTable, addr: int, entry: int) -> int:
     """Write the entry for an address."""
     return put(w, pt, addr, entry)
 
 
 @primitive
-def pt_clear(w, pt: PageTable, start: int, end: int) -> int:
+def pt_clear(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Clear ``[start, end)``; the number of entries that were valid."""
     return edit(w, pt, start, end, KEEP_NONE)
 
 
 @primitive
-def pt_write_protect(w, pt: PageTable, start: int, end: int) -> int:
+def pt_write_protect(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Take WRITE from every entry in ``[start, end)``."""
     return edit(w, pt, start, end, KEEP_READ)
 
 
 @primitive
-def pt_any(w, pt: PageTable, start: int, end: int) -> int:
+def pt_any(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Whether any entry in ``[start, end)`` is valid."""
     return 1 if edit(w, pt, start, end, KEEP_ALL) else 0
 
 
 @primitive
-def pt_next(w, pt: PageTable, start: int, end: int) -> int:
+def pt_next(w: Words, pt: PageTable, start: int, end: int) -> int:
     """The lowest page address in ``[start, end)`` with a valid entry, or ``end``. ``start`` is page aligned."""
     leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
     end = min(end, w[pt + 3])
@@ -198,7 +198,7 @@ def pt_next(w, pt: PageTable, start: int, end: int) -> int:
 
 
 @primitive
-def pt_move(w, pt: PageTable, old: int, new: int, size: int) -> int:
+def pt_move(w: Words, pt: PageTable, old: int, new: int, size: int) -> int:
     """Move the entries of ``[old, old + size)`` to ``new`` (move_page_tables); what was at ``new`` is overwritten."""
     page = 0
     while page < size:
@@ -216,7 +216,7 @@ def pt_move(w, pt: PageTable, old: int, new: int, size: int) -> int:
 
 
 @primitive
-def pt_free(w, pt: PageTable) -> int:
+def pt_free(w: Words, pt: PageTable) -> int:
     """Free every table of the tree."""
     if w[pt]:
         free_tables(w, w[pt], w[pt + 1])
@@ -225,7 +225,7 @@ def pt_free(w, pt: PageTable) -> int:
 
 
 @primitive
-def device_zap(w, pt: PageTable, start: int, end: int) -> int:
+def device_zap(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Clear device PTEs in ``[start, end)`` by walking what is mapped, and count them as probed and zapped."""
     met = edit(w, pt, start, end, KEEP_NONE)
     w[PROBED] += met
@@ -234,7 +234,7 @@ def device_zap(w, pt: PageTable, start: int, end: int) -> int:
 
 
 @primitive
-def new_frame(w) -> int:
+def new_frame(w: Words) -> int:
     """The frame bits for a page that comes into being: numbers 1..63 in turn."""
     w[NEXT_FRAME] = w[NEXT_FRAME] % 63 + 1
     return w[NEXT_FRAME] << FRAME_SHIFT

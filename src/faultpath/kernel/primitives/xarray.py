@@ -6,6 +6,7 @@ nodes; nodes that become empty are not freed until the array is dropped, which s
 
 from __future__ import annotations
 
+from faultpath.engine.world import Words
 from faultpath.kernel.primitives.heap import take
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import XArray
@@ -15,7 +16,7 @@ SLOTS = 1 << SHIFT
 
 
 @helper
-def load(w, xa, index, steps):
+def load(w: Words, xa: int, index: int, steps: int) -> int:
     """The entry at an index, or 0; nodes read add to word ``steps``."""
     height = w[xa + 1]
     node = w[xa]
@@ -29,7 +30,7 @@ def load(w, xa, index, steps):
 
 
 @helper
-def store(w, xa, index, entry):
+def store(w: Words, xa: int, index: int, entry: int) -> int:
     """Set the entry at an index, deepening the tree as needed (xas_expand, xas_create)."""
     while index >> (SHIFT * w[xa + 1]):
         if w[xa]:
@@ -49,13 +50,13 @@ def store(w, xa, index, entry):
 
 
 @primitive
-def xa_load(w, xa: XArray, index: int, steps: int) -> int:
+def xa_load(w: Words, xa: XArray, index: int, steps: int) -> int:
     """The entry at ``index``, or 0."""
     return load(w, xa, index, steps)
 
 
 @primitive
-def xa_cmpxchg(w, xa: XArray, index: int, old: int, new: int, steps: int) -> int:
+def xa_cmpxchg(w: Words, xa: XArray, index: int, old: int, new: int, steps: int) -> int:
     """Replace ``old`` by ``new`` at ``index`` if it is there; returns what was there."""
     found = load(w, xa, index, steps)
     if found == old:
@@ -64,13 +65,13 @@ def xa_cmpxchg(w, xa: XArray, index: int, old: int, new: int, steps: int) -> int
 
 
 @primitive
-def xa_store(w, xa: XArray, index: int, entry: int) -> int:
+def xa_store(w: Words, xa: XArray, index: int, entry: int) -> int:
     """Set the entry at ``index``; 0 erases it."""
     return store(w, xa, index, entry)
 
 
 @primitive
-def xa_next(w, xa: XArray, index: int) -> int:
+def xa_next(w: Words, xa: XArray, index: int) -> int:
     """The lowest index at or above ``index`` that has an entry, or -1 (xa_find)."""
     limit = 1 << (SHIFT * w[xa + 1])
     while index < limit:
