@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +347,16 @@ def test_half_of_a_call_is_not_used(tmp_path: Path) -> None:
     assert ops["munmap"] == 2
     assert any("mprotect" in said and "not recorded" in said for said in meta.missing)
     assert meta.dropped == {"failed execve": 1, "failed madvise": 1}
+
+
+def test_interpreted_it_is_the_same(tmp_path: Path) -> None:
+    """numpy checks every index: nothing is read outside an array, which compiled code would not notice."""
+    import_bundled(tmp_path)
+    command = (
+        "import sys, pathlib, faultpath.trace.importing as i; i.import_recording(*map(pathlib.Path, sys.argv[1:]))"
+    )
+    for name in ("file", "z", "pipe", "pipez"):
+        import_bundled(tmp_path, name)
+        arguments = [sys.executable, "-c", command, DATA / f"{name}.perf.data", tmp_path / "plain.trace"]
+        subprocess.run(arguments, env={**os.environ, "FAULTPATH_NO_JIT": "1"}, check=True)
+        assert (tmp_path / "plain.trace").read_bytes() == (tmp_path / "t.trace").read_bytes()

@@ -17,6 +17,7 @@ from perf_script import ours, parse, perf_script
 
 from faultpath.errors import FaultpathError
 from faultpath.trace.importing import import_recording, record_command
+from faultpath.trace.readers import perf_data
 from faultpath.trace.readers.perf_data import PerfData
 from faultpath.trace.schema import open_trace
 
@@ -262,3 +263,22 @@ def test_mutated_recordings_never_crash_the_reader() -> None:
     tried, accepted = fuzz_perf_data.run(1 << 30, seed=7, seconds=8)
     assert tried > 500
     assert 0 < accepted < tried
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_batches_of_any_size_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ours(bundled(name))
+    for size in (1, 7, 64):
+        monkeypatch.setattr(perf_data, "BATCH", size)
+        assert ours(bundled(name)) == whole
+
+
+def test_without_rounds_half_is_let_go_when_too_much_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded; records displaced by less than half of what may wait are still put in order."""
+    records = sorted((r for r in body() if r[0] == 9), key=lambda r: struct.unpack_from("<Q", r, 24)[0])
+    displaced = [r for i in range(0, len(records), 8) for r in reversed(records[i : i + 8])]
+    path = tmp_path / "perf.data"
+    path.write_bytes(stream_of(displaced))
+    monkeypatch.setattr(perf_data, "BATCH", 4)
+    monkeypatch.setattr(perf_data, "PENDING", 48)
+    assert [seen[3] for seen in ours(path)] == [seen[3] for seen in ours(bundled("pipe"))]

@@ -104,7 +104,7 @@ LAST = (1 << 63) - 1
 
 
 def row_width(wanted: Mapping[int, Sequence[str]]) -> int:
-    """Columns of the rows ``batches`` gives for ``wanted``; never fewer fields than a system call may need (mremap: 5)."""
+    """Columns of the rows ``batches`` gives for ``wanted``; at least the five fields that mremap needs."""
     return pc.FIELD + max([5, *(len(names) for names in wanted.values())])
 
 
