@@ -19,8 +19,9 @@ _CALLS_IF_THERE = ("pkey_mprotect", "mbind", "clone3", "fork", "vfork", "execvea
 OLDEST_PERF = (5, 9)  # --control with acknowledgement
 _TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _BUFFER_BYTES = 1 << 28  # for all CPUs together
-_CAP_SYS_ADMIN, _CAP_PERFMON = 21, 38
+_CAP_IPC_LOCK, _CAP_SYS_ADMIN, _CAP_PERFMON = 14, 21, 38
 _PR_SET_PDEATHSIG = 1
+_PROGRESS = ("[ perf record", "Events disabled", "Events enabled")
 _STOP_SECONDS = 600.0
 
 
@@ -70,8 +71,7 @@ def _check_version() -> None:
 
 
 def _check_privilege() -> None:
-    capabilities = int(_read("/proc/self/status").partition("CapEff:")[2].split()[0], 16)
-    may_trace = capabilities >> _CAP_SYS_ADMIN & 1 or capabilities >> _CAP_PERFMON & 1
+    may_trace = _capable(_CAP_SYS_ADMIN) or _capable(_CAP_PERFMON)
     try:
         paranoid = int(_read("/proc/sys/kernel/perf_event_paranoid"))
     except OSError:
@@ -99,6 +99,11 @@ def _check_privilege() -> None:
         raise FaultpathError(f"tracepoints are not readable for user {os.geteuid()}", str(folder), "run it with sudo")
 
 
+def _capable(capability: int) -> bool:
+    """Whether this process has a capability(7) in effect."""
+    return bool(int(_read("/proc/self/status").partition("CapEff:")[2].split()[0], 16) >> capability & 1)
+
+
 def _read(path: str) -> str:
     return Path(path).read_text()
 
@@ -111,6 +116,12 @@ def _events_folder() -> Path:
         except PermissionError:
             return Path(place) / "events"
     raise FaultpathError("tracefs is not mounted", _TRACEFS[0], "mount -t tracefs none /sys/kernel/tracing")
+
+
+def _buffer_pages() -> int:
+    """Pages of each CPU's buffer, a power of two: a fault every microsecond for a third of a second, on 1 to 4 CPUs."""
+    pages = _BUFFER_BYTES // os.sysconf("SC_PAGE_SIZE") // (os.cpu_count() or 1)
+    return 1 << max(7, min(14, pages.bit_length() - 1))
 
 
 def _before_exec() -> None:
@@ -129,12 +140,12 @@ class Perf:
         events = [event for event in recording_events() if has_event(event) and (with_tap or event != TAP)]
         control_read, self._control = os.pipe()
         self._answer, answer_write = os.pipe()
-        pages = _BUFFER_BYTES // os.sysconf("SC_PAGE_SIZE") // (os.cpu_count() or 1)
-        command = ["perf", "record", "-q", "-B", "-N", "--no-bpf-event", "-k", "CLOCK_MONOTONIC", "-D", "-1"]
-        command += ["-m", str(1 << max(7, min(14, pages.bit_length() - 1)))]
+        command = ["perf", "record", "-B", "-N", "--no-bpf-event", "-k", "CLOCK_MONOTONIC", "-D", "-1"]
+        if _capable(_CAP_IPC_LOCK):  # others get what kernel.perf_event_mlock_kb lets them have
+            command += ["-m", str(_buffer_pages())]
         command += ["--control", f"fd:{control_read},{answer_write}", "-p", str(pid), "-o", str(data)]
         command += ["-e", ",".join(events)]
-        self._chatter = open(data.with_suffix(".log"), "w+b")  # noqa: SIM115 -- read after perf ends
+        self._chatter = os.memfd_create("perf")  # in memory: a full disk is one of the things it tells of
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -161,9 +172,7 @@ class Perf:
             pass
         if b"ack" not in answer:
             self.process.wait()
-            raise FaultpathError(
-                "perf record failed", self.complaint(), "see `perf record -e exceptions:page_fault_user true`"
-            )
+            raise FaultpathError("perf record failed", self.said(), "mend that, then record again")
 
     def stop(self) -> None:
         """End the recording and wait until perf.data is complete."""
@@ -173,14 +182,10 @@ class Perf:
         os.close(self._control)
         os.close(self._answer)
 
-    @property
-    def failed(self) -> bool:
-        """Whether perf ended by itself with an error (a full disk, for one)."""
-        return self.process.returncode not in (None, 0, -signal.SIGINT)
-
-    def complaint(self) -> str:
-        """perf's own words, one line."""
-        self._chatter.seek(0)
-        lines = self._chatter.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip() and not line.startswith("[ perf record")]
-        return " ".join(said)[:300] or f"perf exited with status {self.process.returncode}"
+    def said(self) -> str:
+        """perf's own words, one line; empty when it only reported its progress."""
+        lines = os.pread(self._chatter, 1 << 16, 0).decode(errors="replace").splitlines()
+        said = " ".join(line.strip() for line in lines if line.strip() and not line.startswith(_PROGRESS))
+        return said[:300] or (
+            "" if self.process.returncode in (0, -signal.SIGINT) else f"status {self.process.returncode}"
+        )

@@ -30,6 +30,7 @@ _ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUI
 _TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _BIRTHS = frozenset({ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE})
 _GRACE_SECONDS = 2.0
+_POLL_SECONDS = 0.02  # a stop is announced by SIGCHLD, which another thread of this process might take
 _ATTACH_SECONDS = 10.0
 
 
@@ -64,7 +65,15 @@ def _write_trace(session: _Session, output: Path, command: list[str] | None) -> 
     from faultpath.trace.schema import TraceWriter, open_trace
 
     imported = session.data.with_suffix(".trace")
-    meta = import_recording(session.data, imported, extra_rows=as_rows(session.vmas))
+    try:
+        meta = import_recording(session.data, imported, extra_rows=as_rows(session.vmas))
+    except FaultpathError as error:
+        if session.said():
+            mend = f"see that there is room in {output.absolute().parent}, then record again"
+            raise FaultpathError("perf could not complete the recording", session.said(), mend) from error
+        raise
+    if meta.lost_events or meta.lost_samples:
+        _say(f"{max(meta.lost_events, meta.lost_samples)} events were lost: perf could not keep up")
     missing = session.missing() + [said for said in meta.missing if "KVM descriptor" not in said]
     with TraceWriter(output) as writer:
         for columns in open_trace(imported).batches():
@@ -115,7 +124,7 @@ class _Surroundings:
 
     def next_signal(self, seconds: float) -> signal.struct_siginfo | None:
         """The next signal, or None after ``seconds``."""
-        return signal.sigtimedwait({signal.SIGCHLD, *self.ending}, max(seconds, 0.0))
+        return signal.sigtimedwait({signal.SIGCHLD, *self.ending}, seconds)
 
 
 @dataclass
@@ -146,13 +155,11 @@ class _Session:
         if kind is not None and self._unreleased:
             os.kill(self._root, signal.SIGKILL)
         if kind is None and self._tracees and self._options & ptrace.O_EXITKILL:
-            print("faultpath: the recording ends here; the program goes on", file=sys.stderr, flush=True)
+            _say("the recording ends here; the program goes on")
         with contextlib.suppress(ChildProcessError):
             self._detach_all()
         if self._perf is not None:
             self._perf.stop()
-            if kind is None and self._perf.failed:
-                self._note(f"the recording ended early: {self._perf.complaint()}")
         if self._tap is not None:
             self._missing += [KERNEL_THREADS, *self._tap.missing()]
             self._tap.close()
@@ -160,6 +167,10 @@ class _Session:
     def missing(self) -> list[str]:
         """One sentence for each thing that was not recorded, and why."""
         return self._missing
+
+    def said(self) -> str:
+        """What perf has complained of."""
+        return self._perf.said() if self._perf is not None else ""
 
     # -- the two ways to begin -------------------------------------------------------------------------------------
 
@@ -289,7 +300,7 @@ class _Session:
             if stop is not None:
                 self._on_report(stop)
                 continue
-            info = self.around.next_signal(3600.0 if self._deadline is None else self._deadline - time.monotonic())
+            info = self.around.next_signal(_POLL_SECONDS)
             if info is not None and info.si_signo in _ENDING:
                 self._on_ending_signal(info)
             if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -407,7 +418,11 @@ class _Session:
     def _note(self, sentence: str) -> None:
         """Something is not recorded: into the trace, and to the user now."""
         self._missing.append(sentence)
-        print(f"faultpath: {sentence}", file=sys.stderr, flush=True)
+        _say(sentence)
+
+
+def _say(sentence: str) -> None:
+    print(f"faultpath: {sentence}", file=sys.stderr, flush=True)
 
 
 def _check_output(output: Path) -> None:
