@@ -360,3 +360,11 @@ def test_interpreted_it_is_the_same(tmp_path: Path) -> None:
         arguments = [sys.executable, "-c", command, DATA / f"{name}.perf.data", tmp_path / "plain.trace"]
         subprocess.run(arguments, env={**os.environ, "FAULTPATH_NO_JIT": "1"}, check=True)
         assert (tmp_path / "plain.trace").read_bytes() == (tmp_path / "t.trace").read_bytes()
+
+
+def test_the_recording_is_never_overwritten(tmp_path: Path) -> None:
+    recording = tmp_path / "x.trace"
+    recording.write_bytes((DATA / "z.perf.data").read_bytes())
+    with pytest.raises(FaultpathError, match="would overwrite"):
+        import_recording(recording, recording)
+    assert recording.read_bytes() == (DATA / "z.perf.data").read_bytes()

@@ -68,6 +68,8 @@ def import_recording(
     if recognise(source) == "trace":
         raise FaultpathError("already a trace", str(source), "use it as it is")
 
+    if output.exists() and output.samefile(source):
+        raise FaultpathError("the trace would overwrite the recording", str(output), "name another file with -o")
     recording = PerfData(source)
     wanted, kinds, names = choose(recording, str(source))
     header = recording.header
