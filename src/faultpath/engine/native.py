@@ -15,6 +15,7 @@ from faultpath.engine.world import Stop, Words
 from faultpath.protocol.language import Protocol
 from faultpath.protocol.native import STOPPED, assembly
 from faultpath.protocol.program import Program
+from faultpath.protocol.resumable import Layout, step_function
 
 
 def cache_folder() -> Path:
@@ -24,18 +25,22 @@ def cache_folder() -> Path:
 
 
 class Native:
-    """Machine code for a program's roots.
+    """Machine code for a program.
 
+    :param stepping: give it ``step`` as well, the resumable form
     :ivar cached: whether the object file was there already
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, stepping: bool = False) -> None:
         import llvmlite.binding as llvm  # here: loading LLVM takes a tenth of a second
 
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self.program = program
         text = assembly(program)
+        if stepping:
+            self.layout = Layout(program)
+            text += step_function(program, self.layout)
         target = llvm.Target.from_default_triple()
         cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
         machine = target.create_target_machine(cpu=cpu, features=features, opt=2)
@@ -50,10 +55,12 @@ class Native:
             _store(path, image)
         builder = llvm.JITLibraryBuilder().add_object_img(image)
         names = [program.names[root] for root in program.roots]
-        for name in names:
+        for name in [*names, *(["step"] if stepping else [])]:
             builder.export_symbol(name)
         self._library = builder.link(llvm.create_lljit_compiler(machine), "program")
         self._functions = {}
+        if stepping:
+            self._step = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(self._library["step"])
         for root, name in zip(program.roots, names, strict=True):
             arguments = [ctypes.c_void_p, *[ctypes.c_int64] * len(root.parameters)]
             self._functions[root] = ctypes.CFUNCTYPE(ctypes.c_int64, *arguments)(self._library[name])
@@ -61,6 +68,14 @@ class Native:
     def call(self, root: Protocol, w: Words, *args: int) -> int:
         """Run a root protocol to completion; :class:`Stop` if it could not go on (STATUS says why)."""
         result: int = self._functions[self.program.resolve(root)](w.ctypes.data, *args)
+        if result == STOPPED:
+            raise Stop
+        return result
+
+
+    def step(self, w: Words, thread: int) -> int:
+        """Take a thread one access further: STEPPED, BLOCKED or ENDED; :class:`Stop` if it broke a rule."""
+        result: int = self._step(w.ctypes.data, thread)
         if result == STOPPED:
             raise Stop
         return result

@@ -20,16 +20,16 @@ _COMPARISON = {"==": "eq", "!=": "ne", "<": "slt", "<=": "sle", ">": "sgt", ">="
 
 def assembly(program: Program) -> str:
     """Text of the module. Roots are exported under their names; everything else is internal."""
-    stopping = _stopping(program)
+    stopping = stopping_functions(program)
     exported = set(program.roots)
     parts = [
-        _Emitter(program, function, stopping, source in exported).text()
+        _FunctionEmitter(program, function, stopping, source in exported).text()
         for source, function in program.functions.items()
     ]
     return "\n".join([*parts, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
 
 
-def _stopping(program: Program) -> set[Source]:
+def stopping_functions(program: Program) -> set[Source]:
     """Functions that may return STOPPED."""
     stopping: set[Source] = set()
     grown = True
@@ -56,30 +56,18 @@ def _may_stop(program: Program, node: object, stopping: set[Source]) -> bool:
     return False
 
 
-class _Emitter:
-    def __init__(self, program: Program, function: ir.Function, stopping: set[Source], exported: bool) -> None:
+class Emitter:
+    """Text of one function's body: instructions, labels and expressions. How a local is read is the back end's."""
+
+    def __init__(self, program: Program, stopping: set[Source]) -> None:
         self.program = program
-        self.function = function
         self.stopping = stopping
-        self.exported = exported
         self.lines: list[str] = []
         self.made = 0
-        self.loops: list[tuple[str, str]] = []  # (continue to, break to)
 
-    def text(self) -> str:
-        name = self.program.names[self.function.source]
-        parameters = ", ".join(["ptr %w", *(f"i64 %{p}" for p in self.function.parameters)])
-        linkage = "" if self.exported else "internal "
-        self.lines = [f'define {linkage}i64 @"{name}"({parameters}) nounwind {{']
-        for local in self.function.locals:
-            self.put(f"%{local}.slot = alloca i64")
-            value = f"%{local}" if local in self.function.parameters else "0"
-            self.put(f"store i64 {value}, ptr %{local}.slot")
-        self.block(self.function.body)
-        self.put("ret i64 0")
-        self.label("stopped")
-        self.put(f"ret i64 {STOPPED}")
-        return "\n".join([*self.lines, "}", ""])
+    def read(self, name: str) -> str:
+        """The value of a local."""
+        return self.let(f"load i64, ptr %{name}.slot")
 
     # --- text
 
@@ -115,66 +103,6 @@ class _Emitter:
             self.put("br label %stopped")
         self.label(go_on)
 
-    # --- statements
-
-    def block(self, stmts: list[ir.Stmt]) -> None:
-        for stmt in stmts:
-            self.statement(stmt)
-
-    def statement(self, stmt: ir.Stmt) -> None:
-        match stmt:
-            case ir.Assign(name=name, value=value):
-                self.put(f"store i64 {self.value(value)}, ptr %{name}.slot")
-            case ir.Store(base=base, offset=offset, value=value):
-                # The value first, as Python does.
-                result = self.value(value)
-                self.put(f"store i64 {result}, ptr {self.address(base, offset)}")
-            case ir.Count(index=index, amount=amount):
-                result = self.value(amount)
-                where = self.address(ir.Const(index), 0)
-                before = self.let(f"load i64, ptr {where}")
-                self.put(f"store i64 {self.let(f'add i64 {before}, {result}')}, ptr {where}")
-            case ir.Evaluate(value=value):
-                self.value(value)
-            case ir.Wait(condition=condition):
-                self.stop_if(self.let(f"xor i1 {self.test(condition)}, true"), WOULD_BLOCK)
-            case ir.If():
-                self.branch(stmt)
-            case ir.While():
-                self.loop(stmt)
-            case ir.Return(value=value):
-                self.put(f"ret i64 {self.value(value)}")
-                self.label(self.fresh("dead"))
-            case ir.Break():
-                self.goto(self.loops[-1][1])
-            case ir.Continue():
-                self.goto(self.loops[-1][0])
-            case ir.Stop():
-                self.goto("stopped")
-
-    def branch(self, stmt: ir.If) -> None:
-        then, otherwise, done = self.fresh("then"), self.fresh("else"), self.fresh("end")
-        self.put(f"br i1 {self.test(stmt.test)}, label %{then}, label %{otherwise}")
-        self.label(then)
-        self.block(stmt.then)
-        self.put(f"br label %{done}")
-        self.label(otherwise)
-        self.block(stmt.otherwise)
-        self.put(f"br label %{done}")
-        self.label(done)
-
-    def loop(self, stmt: ir.While) -> None:
-        head, body, done = self.fresh("while"), self.fresh("do"), self.fresh("done")
-        self.put(f"br label %{head}")
-        self.label(head)
-        self.put(f"br i1 {self.test(stmt.test)}, label %{body}, label %{done}")
-        self.label(body)
-        self.loops.append((head, done))
-        self.block(stmt.body)
-        self.loops.pop()
-        self.put(f"br label %{head}")
-        self.label(done)
-
     # --- expressions
 
     def address(self, base: ir.Expr, offset: int) -> str:
@@ -187,7 +115,7 @@ class _Emitter:
             case ir.Const(value=value):
                 return str(value)
             case ir.Local(name=name):
-                return self.let(f"load i64, ptr %{name}.slot")
+                return self.read(name)
             case ir.Load(base=base, offset=offset):
                 return self.let(f"load i64, ptr {self.address(base, offset)}")
             case ir.Address(base=base, offset=offset):
@@ -293,3 +221,87 @@ class _Emitter:
         self.label(done)
         return self.let(f"load i64, ptr {out}")
 
+
+class _FunctionEmitter(Emitter):
+    """A whole function, structured as its tree is; locals are words of the native stack."""
+
+    def __init__(self, program: Program, function: ir.Function, stopping: set[Source], exported: bool) -> None:
+        super().__init__(program, stopping)
+        self.function = function
+        self.exported = exported
+        self.loops: list[tuple[str, str]] = []  # (continue to, break to)
+
+    def text(self) -> str:
+        name = self.program.names[self.function.source]
+        parameters = ", ".join(["ptr %w", *(f"i64 %{p}" for p in self.function.parameters)])
+        linkage = "" if self.exported else "internal "
+        self.lines = [f'define {linkage}i64 @"{name}"({parameters}) nounwind {{']
+        for local in self.function.locals:
+            self.put(f"%{local}.slot = alloca i64")
+            value = f"%{local}" if local in self.function.parameters else "0"
+            self.put(f"store i64 {value}, ptr %{local}.slot")
+        self.block(self.function.body)
+        self.put("ret i64 0")
+        self.label("stopped")
+        self.put(f"ret i64 {STOPPED}")
+        return "\n".join([*self.lines, "}", ""])
+
+    # --- statements
+
+    def block(self, stmts: list[ir.Stmt]) -> None:
+        for stmt in stmts:
+            self.statement(stmt)
+
+    def statement(self, stmt: ir.Stmt) -> None:
+        match stmt:
+            case ir.Assign(name=name, value=value):
+                self.put(f"store i64 {self.value(value)}, ptr %{name}.slot")
+            case ir.Store(base=base, offset=offset, value=value):
+                # The value first, as Python does.
+                result = self.value(value)
+                self.put(f"store i64 {result}, ptr {self.address(base, offset)}")
+            case ir.Count(index=index, amount=amount):
+                result = self.value(amount)
+                where = self.address(ir.Const(index), 0)
+                before = self.let(f"load i64, ptr {where}")
+                self.put(f"store i64 {self.let(f'add i64 {before}, {result}')}, ptr {where}")
+            case ir.Evaluate(value=value):
+                self.value(value)
+            case ir.Wait(condition=condition):
+                self.stop_if(self.let(f"xor i1 {self.test(condition)}, true"), WOULD_BLOCK)
+            case ir.If():
+                self.branch(stmt)
+            case ir.While():
+                self.loop(stmt)
+            case ir.Return(value=value):
+                self.put(f"ret i64 {self.value(value)}")
+                self.label(self.fresh("dead"))
+            case ir.Break():
+                self.goto(self.loops[-1][1])
+            case ir.Continue():
+                self.goto(self.loops[-1][0])
+            case ir.Stop():
+                self.goto("stopped")
+
+    def branch(self, stmt: ir.If) -> None:
+        then, otherwise, done = self.fresh("then"), self.fresh("else"), self.fresh("end")
+        self.put(f"br i1 {self.test(stmt.test)}, label %{then}, label %{otherwise}")
+        self.label(then)
+        self.block(stmt.then)
+        self.put(f"br label %{done}")
+        self.label(otherwise)
+        self.block(stmt.otherwise)
+        self.put(f"br label %{done}")
+        self.label(done)
+
+    def loop(self, stmt: ir.While) -> None:
+        head, body, done = self.fresh("while"), self.fresh("do"), self.fresh("done")
+        self.put(f"br label %{head}")
+        self.label(head)
+        self.put(f"br i1 {self.test(stmt.test)}, label %{body}, label %{done}")
+        self.label(body)
+        self.loops.append((head, done))
+        self.block(stmt.body)
+        self.loops.pop()
+        self.put(f"br label %{head}")
+        self.label(done)
