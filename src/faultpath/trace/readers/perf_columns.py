@@ -131,16 +131,19 @@ def attribute_of(key, ids, attribute):  # type: ignore[no-untyped-def]
     return np.int64(-1)
 
 
-@jit
-def fill_ids(keys, owners, ids, attribute):  # type: ignore[no-untyped-def]
-    """Fill the table that ``attribute_of`` reads; it has more slots than keys. The first owner of a key keeps it."""
-    mask = len(ids) - 1
-    for i in range(len(keys)):
-        slot = (keys[i] ^ (keys[i] >> 15)) & mask
-        while attribute[slot] >= 0 and ids[slot] != keys[i]:
-            slot = (slot + 1) & mask
-        if attribute[slot] < 0:
-            ids[slot], attribute[slot] = keys[i], owners[i]
+def id_table(owners: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The table that ``attribute_of`` reads, as (ids, attributes), from a dictionary of attributes by id.
+
+    Not compiled: a recording has some thousands of ids at most, and loading compiled code takes longer than this.
+    """
+    slots = 1 << max(4, (2 * len(owners)).bit_length())
+    ids, attribute = np.zeros(slots, np.int64), np.full(slots, -1, np.int64)
+    for key, owner in owners.items():
+        slot = (key ^ (key >> 15)) & (slots - 1)
+        while attribute[slot] >= 0:
+            slot = (slot + 1) & (slots - 1)
+        ids[slot], attribute[slot] = key, owner
+    return ids, attribute
 
 
 @jit

@@ -203,11 +203,7 @@ def attribute_tables(header: ph.Header, wanted: Mapping[int, Sequence[str]], fie
         if common is None or common.size != 2:
             raise FaultpathError(f"the format of {event.name} lacks common_type", where, ph.RECORD_AGAIN)
         attrs[number, [pc.A_TYPE_OFFSET, pc.A_TYPE]] = common.offset, event.config & 0xFFFF
-    keys = [(key, number) for number, event in enumerate(events) for key in event.ids]
-    slots = 1 << max(4, (2 * len(keys)).bit_length())
-    ids, attribute = np.zeros(slots, np.int64), np.full(slots, -1, np.int64)
-    table = np.array(keys, np.int64).reshape(-1, 2)
-    pc.fill_ids(table[:, 0].copy(), table[:, 1].copy(), ids, attribute)
+    ids, attribute = pc.id_table({key: number for number, event in enumerate(events) for key in event.ids})
     return shared, attrs, ids, attribute
 
 
