@@ -1,0 +1,33 @@
+# make demo    the bundled recordings through the built-in designs
+# make test    lint, types, tests
+# make bench   measurements against other ways of doing the same
+# make setup   what both need: .venv, and perf and a C compiler for the tests that record
+# PYTHON=...   the Python to make .venv with (3.11 or later)
+
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+BENCHMARKS := $(wildcard benchmarks/*.py) $(patsubst %/__main__.py,%,$(wildcard benchmarks/*/__main__.py))
+
+.PHONY: demo test bench setup system clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/.complete
+	$(BIN)/faultpath compare recordings/*.trace
+
+test: .venv/.complete system
+	@tools/test
+
+bench: .venv/.complete
+	@for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python $$file || exit; done
+
+setup: .venv/.complete system
+
+system:
+	@tools/setup-system
+
+.venv/.complete: requirements.txt pyproject.toml tools/setup
+	@tools/setup
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
