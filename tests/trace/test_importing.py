@@ -236,6 +236,13 @@ def test_unpaired_and_failed_calls_give_no_row_and_are_counted() -> None:
     }
 
 
+def test_a_lost_exit_does_not_colour_what_follows() -> None:
+    """A thread that faults in user mode has left its call."""
+    story = Story().enter("munmap", PAGE, PAGE).add(K_FAULT, 7, 4).add(K_TAP, PAGE, 2 * PAGE)
+    assert [row[4:] for row in story.rows()] == [(4, 0), (Event.CLEAR, Op.FAULT)]
+    assert story.maker.dropped == {"munmap entered, exit not seen": 1}
+
+
 def test_addresses_above_user_space() -> None:
     story = Story().add(K_FAULT, -10 << 20, 4).add(K_TAP, PAGE, -1).add(K_TAP, PAGE, PAGE)
     assert story.rows() == [("INVALIDATE", 10, PAGE, (1 << 56) - PAGE, Event.CLEAR, Op.FAULT)]

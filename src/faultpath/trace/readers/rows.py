@@ -160,6 +160,9 @@ def make_rows(  # type: ignore[no-untyped-def]
         owner = processes[process, P_OWNER] if process else pid
         kind = kinds[event] if event >= 0 else 0
         if kind == K_FAULT:
+            if threads[thread, T_CALL] >= 0:  # a fault in user mode: the call has ended and its exit was lost
+                dropped[D_NO_EXIT + threads[thread, T_CALL]] += 1
+                threads[thread, T_CALL] = -1
             if f0 < 0 and f0 >= -LIMIT:
                 dropped[D_KERNEL] += 1
             elif f0 < 0 or f0 >= LIMIT:
