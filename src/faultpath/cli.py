@@ -60,7 +60,7 @@ def import_(source: Path, output: Path | None) -> None:
 @click.option("--raw", is_flag=True, help="Plain numbers instead of units")
 def info(trace: Path, as_json: bool, raw: bool) -> None:
     """What is in TRACE, and what is missing."""
-    from faultpath.trace.importing import as_trace
+    from faultpath.trace.formats import as_trace
     from faultpath.trace.info import trace_info
 
     with progress() as show, as_trace(trace, lambda done, total: show("import", done, total)) as path:

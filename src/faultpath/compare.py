@@ -12,7 +12,7 @@ from faultpath import catalog
 from faultpath.design import Design
 from faultpath.engine import feed
 from faultpath.engine.replay import ACCESSES_RESIDENT, ACCESSES_TOUCHED, Replay
-from faultpath.trace.importing import as_trace, recognise
+from faultpath.trace.formats import as_trace, recognise
 from faultpath.trace.schema import Trace, open_trace
 
 SCHEMA = "faultpath/compare/1"

@@ -9,8 +9,8 @@ helpers have the world ``w`` as well, index it, call helpers, use ``for`` over `
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
+from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 from faultpath.engine.world import INDEX
@@ -35,6 +35,21 @@ COMPARE = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">
 UNARY = {ast.USub: "-", ast.Invert: "~", ast.Not: "not"}
 
 
+@cache
+def _functions(filename: str) -> dict[int, ast.stmt]:
+    """Every function of a file by its first line, decorators included: parsing once is what keeps start-up short."""
+    try:
+        tree = ast.parse(Path(filename).read_text())
+    except OSError:
+        return {}
+    return {
+        min([node.lineno, *(d.lineno for d in node.decorator_list)]): node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+@cache
 def check(source: Protocol | Primitive | Helper) -> ir.Function:
     """The tree of a protocol, primitive or helper, or a :class:`FaultpathError` that names the line."""
     return _Checker(source).function()
@@ -44,20 +59,17 @@ class _Checker:
     def __init__(self, source: Protocol | Primitive | Helper) -> None:
         self.source = source
         self.words = not isinstance(source, Protocol)
-        self.filename = inspect.getsourcefile(source.fn) or "<source>"
-        try:
-            lines, self.first_line = inspect.getsourcelines(source.fn)
-        except OSError:
-            raise FaultpathError(
-                f"no source for {source.__name__}", self.filename, "define protocols in a file"
-            ) from None
-        self.node = ast.parse(textwrap.dedent("".join(lines))).body[0]
+        self.filename = source.fn.__code__.co_filename
+        node = _functions(self.filename).get(source.fn.__code__.co_firstlineno)
+        if node is None:
+            raise FaultpathError(f"no source for {source.__name__}", self.filename, "define protocols in a file")
+        self.node = node
         self.globals = source.fn.__globals__
         self.types: dict[str, type] = {}
         self.out = ir.Function(source, [], [], self.filename)
 
     def refuse(self, node: ast.AST, what: str, mend: str) -> NoReturn:
-        line = self.first_line + getattr(node, "lineno", 1) - 1
+        line = getattr(node, "lineno", self.node.lineno)
         raise FaultpathError(f"{self.source.__name__}: {what}", f"{self.filename}:{line}", mend)
 
     def function(self) -> ir.Function:
@@ -80,7 +92,7 @@ class _Checker:
         return [stmt for node in nodes for stmt in self.statement(node)]
 
     def statement(self, node: ast.stmt) -> list[ir.Stmt]:
-        line = self.first_line + node.lineno - 1
+        line = node.lineno
         match node:
             case ast.Expr(value=ast.Constant(value=str())) | ast.Pass():
                 return []

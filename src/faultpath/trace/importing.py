@@ -1,58 +1,20 @@
-"""A recording in, a trace out. The format is recognised by what the file holds, never by its name."""
+"""A recording in, a trace out."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import shlex
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from faultpath.errors import FaultpathError
+from faultpath.trace.formats import Progress, recognise, record_command
 from faultpath.trace.readers import perf_columns as pc
-from faultpath.trace.readers.perf_data import PerfData, Progress, row_width
+from faultpath.trace.readers.perf_data import PerfData, row_width
 from faultpath.trace.readers.rows import SNAPSHOT, RowMaker
-from faultpath.trace.readers.syscalls import FAULT, SYSCALLS, TAP, kind_of, recording_events
-from faultpath.trace.schema import Columns, TraceMeta, TraceWriter, check_readable
-
-MAGIC = {
-    b"PERFILE2": "perf.data",
-    b"2ELIFREP": "perf.data",
-    b"PERFFILE": "perf.data",
-    b"PAR1": "trace",
-    b"\x17\x08\x44tracing": "trace.dat",
-}
-
-
-def recognise(path: Path) -> str:
-    """``perf.data`` or ``trace``.
-
-    :raises FaultpathError: when it is neither
-    """
-    if path.is_dir() and (path / "data").exists():
-        raise FaultpathError(
-            "a recording in several files (perf record --threads)", str(path), "record without --threads"
-        )
-    check_readable(path)
-    with path.open("rb") as file:
-        head = file.read(16)
-    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
-    if found == "trace.dat":
-        raise FaultpathError(
-            "a trace-cmd recording, which is not supported", str(path), f"record with: {record_command()}"
-        )
-    if found is None:
-        raise FaultpathError("not a recording that is known (perf.data)", str(path), f"record with: {record_command()}")
-    return found
-
-
-def record_command() -> str:
-    """The ``perf record`` command that makes a complete recording."""
-    return shlex.join(["perf", "record", "-e", ",".join(recording_events()), "--", "COMMAND"])
+from faultpath.trace.readers.syscalls import FAULT, SYSCALLS, TAP, kind_of
+from faultpath.trace.schema import Columns, TraceMeta, TraceWriter
 
 
 def import_recording(
@@ -96,18 +58,6 @@ def import_recording(
         )
         writer.finish(meta)
     return meta
-
-
-@contextlib.contextmanager
-def as_trace(source: Path, progress: Progress | None = None) -> Iterator[Path]:
-    """The path of a trace with what ``source`` holds: itself if it is one, else an imported copy while in use."""
-    if recognise(source) == "trace":
-        yield source
-        return
-    with tempfile.TemporaryDirectory(prefix="faultpath-") as folder:
-        path = Path(folder) / "imported.trace"
-        import_recording(source, path, progress)
-        yield path
 
 
 def choose(recording: PerfData, where: str) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:
