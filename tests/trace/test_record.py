@@ -358,11 +358,12 @@ def test_attach_records_and_leaves_the_program_unharmed(programs: str, tmp_path:
         with running(*driver(tmp_path / "a.trace", "--pid", str(program.pid))) as recorder:
             until(lambda: tracer_of(program.pid))
             time.sleep(1.0)
+            assert len(os.listdir(f"/proc/{program.pid}/fd")) == 3
             recorder.send_signal(signal.SIGINT)
+            until(lambda: not tracer_of(program.pid))
+            assert len(os.listdir(f"/proc/{program.pid}/fd")) == 3
             assert recorder.communicate(timeout=20) == ("", "")
             assert recorder.returncode == 130
-        assert tracer_of(program.pid) == 0
-        assert len(os.listdir(f"/proc/{program.pid}/fd")) == 3
         result, slept = program.communicate(timeout=20)[0].split()
         assert program.returncode == 0
     assert result == "0", "its sleep was interrupted"

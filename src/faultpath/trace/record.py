@@ -357,7 +357,10 @@ class _Session:
                 stop = self._attach_tap(stop)
             ptrace.resume(stop)
         elif stop.event in _BIRTHS:
-            self._pair(ptrace.event_message(tid), self._unannounced, self._unborn)
+            child = ptrace.event_message(tid)
+            self._pair(child, self._unannounced, self._unborn)
+            if self._tap is not None and stop.event != ptrace.EVENT_FORK and child in self._tracees | self._unborn:
+                self._tap.share(child, tid)
             ptrace.resume(stop)
         elif tid not in self._tracees:
             self._tracees.add(tid)
@@ -381,14 +384,9 @@ class _Session:
 
     def _on_birth(self, stop: ptrace.Stop) -> ptrace.Stop:
         """The first stop of a thread or process, before it runs its first instruction."""
-        if self._tap is None:
+        if self._tap is None or not tap.has_own_memory(stop.tid):
             return stop
-        flags = tap.birth_flags(stop.tid)
-        if not flags & tap.CLONE_VM:
-            return self._attach_tap(stop)
-        if not flags & tap.CLONE_THREAD:
-            self._tap.share(stop.tid, ptrace.status_field(stop.tid, "PPid") or 0)
-        return stop
+        return self._attach_tap(stop)
 
     def _attach_tap(self, stop: ptrace.Stop) -> ptrace.Stop:
         return stop if self._tap is None else self._tap.attach(stop.tid, self._options)

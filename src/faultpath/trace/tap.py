@@ -80,10 +80,12 @@ class Tap:
             self._untapped.setdefault(str(refusal), []).append(pid)
         return injection.last
 
-    def share(self, pid: int, parent: int) -> None:
-        """``pid`` runs on its parent's address space (vfork, CLONE_VM): the parent's tap serves both."""
-        if parent in self._vms:
-            self._vms[pid] = self._vms[parent]
+    def share(self, child: int, maker: int) -> None:
+        """Thread ``maker`` is stopped in the call that made ``child``. On one address space, one tap serves both."""
+        if birth_flags(maker) & (CLONE_VM | CLONE_THREAD) == CLONE_VM and child not in self._vms:
+            vm = self._vms.get(ptrace.thread_group(maker) or 0)
+            if vm is not None:
+                self._vms[child] = vm
 
     def release(self, pid: int) -> None:
         """The process left its address space (exec, exit); its tap ends with the last process on it."""
@@ -128,9 +130,9 @@ class Tap:
 
 
 def birth_flags(tid: int) -> int:
-    """CLONE_* flags that made a thread or process, which is at its very first stop.
+    """CLONE_* flags of a birth, from its maker's stop at the event, or from the newborn's very first stop.
 
-    It still has the registers of the call that made it. clone(2), Linux uapi/linux/sched.h.
+    Both have the registers of the call. clone(2), Linux uapi/linux/sched.h.
     """
     regs = ptrace.registers(tid)
     number = regs.orig_rax & ~_X32_BIT
@@ -139,12 +141,17 @@ def birth_flags(tid: int) -> int:
     if number == _NR_CLONE:
         return int(regs.rdi)
     if number == _NR_CLONE3:
-        # The flags are on its maker's stack, which a thread's maker may have used again by now.
-        if ptrace.thread_group(tid) != tid:
-            return CLONE_VM | CLONE_THREAD
         with contextlib.suppress(OSError):
             return int.from_bytes(ptrace.read_memory(tid, regs.rdi, 8), "little")
     return 0
+
+
+def has_own_memory(tid: int) -> bool:
+    """Whether a newborn at its very first stop is a process with an address space of its own.
+
+    A thread is known by its group: the flags of clone3 are on its maker's stack, and may be overwritten by now.
+    """
+    return not birth_flags(tid) & CLONE_VM and ptrace.thread_group(tid) == tid
 
 
 def _close(injection: ptrace.Injection, opened: list[int]) -> None:
