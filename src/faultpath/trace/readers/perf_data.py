@@ -25,6 +25,7 @@ PENDING = 3 << 20  # rows kept back for sorting before half of them are let go, 
 FEED = 4096  # compressed bytes expanded at a time: zstd can make 128 KiB out of 4 bytes
 EXPANDED = 16 << 20  # expanded bytes walked at a time
 WINDOW = 1 << 27  # the largest window any zstd level asks for
+LAST = (1 << 63) - 1  # ns, later than everything
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Progress = Callable[[int, int], None]
@@ -100,17 +101,13 @@ class PerfData:
         self.dropped = {reason: count for reason, count in counts.items() if count}
 
 
-LAST = (1 << 63) - 1
-
-
 def row_width(wanted: Mapping[int, Sequence[str]]) -> int:
     """Columns of the rows ``batches`` gives for ``wanted``; at least the five fields that mremap needs."""
     return pc.FIELD + max([5, *(len(names) for names in wanted.values())])
 
 
 class _Store:
-    """Rows waiting to be put in order, in one buffer that is used over and over: fresh pages cost more than the
-    sorting.
+    """Rows waiting to be put in order. One buffer is used over and over: fresh pages cost more than the sorting.
 
     :ivar rows: shape ``(capacity, width)``; the first ``count`` are waiting
     :ivar late: rows thrown away because later ones had been handed out
@@ -293,8 +290,7 @@ class _Walker:
         yield end
 
     def _records(self, buf: np.ndarray, at: int, end: int, store: _Store, inside: str) -> Iterator[int]:
-        """Walk ``buf[at:end]``, stopping with an offset whenever there is no room; ``state[S_AT]`` is where it
-        ended."""
+        """Walk ``buf[at:end]``, stopping with an offset whenever rows run out; ``state[S_AT]`` is where it ended."""
         state = self.state
         while True:
             out = store.room()
