@@ -18,7 +18,7 @@ import pytest
 from faultpath.errors import FaultpathError
 from faultpath.trace import perf
 from faultpath.trace.ops import Event, Op
-from faultpath.trace.record import record
+from faultpath.trace.record import KERNEL_THREADS, record
 from faultpath.trace.schema import TraceMeta, open_trace
 from faultpath.trace.snapshot import snapshot
 
@@ -205,6 +205,7 @@ def test_the_tap_shows_exactly_the_ranges_the_kernel_raises(
     assert faults[:64] == [(parent, page) for page in range(64)]
     assert faults[64:] == [(child, 0), (child, 1), (parent, 2), (parent, 3), (parent, moved)]
     assert done.meta.invalidations_from == "tap"
+    assert [said for said in done.meta.missing if "nvalidation" in said] == [KERNEL_THREADS]
     assert done.meta.lost_events == 0
     assert done.meta.command[1:] == ["sequence"]
 
