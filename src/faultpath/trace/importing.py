@@ -62,7 +62,6 @@ def import_recording(
 
 def choose(recording: PerfData, where: str) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:
     """Which of the recording's events make rows: their fields and kinds by number, and their names."""
-
     events = recording.header.events
     wanted: dict[int, tuple[str, ...]] = {}
     kinds = np.zeros(len(events), np.int64)

@@ -10,22 +10,22 @@ import struct
 from dataclasses import dataclass, field
 
 from faultpath.errors import FaultpathError
-from faultpath.trace.readers.perf_columns import AUXTRACE, HEADER_ATTR, HEADER_FEATURE, HEADER_TRACING_DATA
+from faultpath.trace.readers.perf_columns import (
+    AUXTRACE,
+    COMPRESSED,
+    COMPRESSED2,
+    FINISHED_ROUND,
+    HEADER_ATTR,
+    HEADER_FEATURE,
+    HEADER_TRACING_DATA,
+)
 from faultpath.trace.readers.tracing_data import EventFormat, TracingData, parse_tracing_data
 
 MAGIC = b"PERFILE2"
 RECORD_AGAIN = "the file is truncated or damaged; record again"
 
-TRACING_DATA, OSRELEASE, ARCH, CMDLINE, DIR_FORMAT, CLOCKID, COMPRESSED_FEATURE, CLOCK_DATA = (
-    1,
-    4,
-    6,
-    11,
-    24,
-    23,
-    27,
-    29,
-)
+# Features (HEADER_*)
+TRACING_DATA, OSRELEASE, ARCH, CMDLINE, DIR_FORMAT = 1, 4, 6, 11, 24
 
 # perf_event_sample_format
 (
@@ -45,14 +45,7 @@ SAMPLE_IDENTIFIER = 1 << 16
 
 TYPE_TRACEPOINT = 2
 ATTR_SIZE_VER0 = 64
-FLAG_COMM, FLAG_TASK, FLAG_MMAP_DATA, FLAG_SAMPLE_ID_ALL, FLAG_MMAP2, FLAG_USE_CLOCKID = (
-    1 << 9,
-    1 << 13,
-    1 << 17,
-    1 << 18,
-    1 << 23,
-    1 << 25,
-)
+FLAG_SAMPLE_ID_ALL, FLAG_USE_CLOCKID = 1 << 18, 1 << 25
 CLOCKS = {0: "realtime", 1: "monotonic", 4: "monotonic_raw", 7: "boottime", 11: "tai"}
 
 
@@ -154,7 +147,7 @@ def _parse_sections(data: memoryview, where: str) -> Header:
     known = 0
     for at in range(0, len(attrs), attr_size):
         entry = attrs[at : at + attr_size]
-        ids = _section(data, _offset_in(data, attrs) + at + attr_size - 16, "event ids", where)
+        ids = _section(data, _u64(data, 24) + at + attr_size - 16, "event ids", where)
         known += len(ids)
         if known > len(data):  # sections that overlap could ask for any amount of memory
             raise FaultpathError("event ids of more bytes than the file has", where, RECORD_AGAIN)
@@ -169,10 +162,6 @@ def _parse_sections(data: memoryview, where: str) -> Header:
     if DIR_FORMAT in features:
         raise FaultpathError("a recording in several files (perf record --threads)", where, "record without --threads")
     return _with_features(Header((start, start + size), events, None), features, where)
-
-
-def _offset_in(data: memoryview, attrs: memoryview) -> int:
-    return _u64(data, 24) if len(attrs) else 0
 
 
 def _parse_stream(data: memoryview, where: str) -> Header:
@@ -198,7 +187,7 @@ def _parse_stream(data: memoryview, where: str) -> Header:
         elif kind == HEADER_FEATURE:
             if len(body) >= 8:
                 features[_u64(body, 0)] = body[8:]
-        elif kind < HEADER_ATTR or kind in (68, 81, 83, AUXTRACE):
+        elif kind < HEADER_ATTR or kind in (FINISHED_ROUND, COMPRESSED, COMPRESSED2, AUXTRACE):
             break
         at += size + extra
     return _with_features(Header((at, len(data)), events, None, stream=True), features, where)
