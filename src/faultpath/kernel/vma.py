@@ -112,12 +112,14 @@ def add_vma(mm: Mm, start: int, end: int, prot: int, flags: int) -> None:
 @protocol
 def protect_vmas(mm: Mm, start: int, end: int, prot: int) -> None:
     """Give ``[start, end)`` new protection (mprotect_fixup): VMAs are split at its ends and merged again."""
-    vma = next_vma(mm, start)
-    while vma and vma.start < end:
+    upto = start
+    while upto < end:
+        vma = next_vma(mm, upto)
+        if not vma or vma.start >= end:
+            break
         first = max(vma.start, start)
         upto = min(vma.last + 1, end)
         if vma.prot != prot:
             flags = vma.flags
             cut_vmas(mm, first, upto)
             add_vma(mm, first, upto, prot, flags)
-        vma = next_vma(mm, upto)
