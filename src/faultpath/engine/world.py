@@ -8,6 +8,7 @@ in ``w[:w[BRK]]``: copy, compare or hash that and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -67,12 +68,15 @@ def new_world(max_words: int = 1 << 32, leaf_bits: int = 9, dir_bits: int = 9) -
     while True:
         try:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-            w: Words = np.frombuffer(mmap.mmap(-1, words * 8, flags=flags), dtype=np.int64)
+            memory = mmap.mmap(-1, words * 8, flags=flags)
             break
         except (OSError, ValueError, OverflowError):
             if words <= 1 << 20:
                 raise MemoryError("no memory for a world of 8 MiB") from None
             words //= 2
+    with contextlib.suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # a tenth faster: replay jumps about in megabytes
+    w: Words = np.frombuffer(memory, dtype=np.int64)
     w[BRK] = HEAP
     w[CAPACITY] = words - ROWS_WORDS
     w[LEAF_BITS] = leaf_bits
