@@ -186,8 +186,8 @@ def pt_any(w: Words, pt: PageTable, start: int, end: int) -> int:
 def pt_next(w: Words, pt: PageTable, start: int, end: int) -> int:
     """The lowest page address in ``[start, end)`` with a valid entry, or ``end``. ``start`` is page aligned."""
     leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
-    end = min(end, w[pt + 3])
-    while start < end:
+    limit = min(end, w[pt + 3])
+    while start < limit:
         if leaf_of(w, pt, (start - w[pt + 2]) >> PAGE_SHIFT, False) == 0:
             start += leaf_bytes - (start - w[pt + 2]) % leaf_bytes
         elif get(w, pt, start) & VALID:

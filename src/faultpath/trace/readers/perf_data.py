@@ -9,13 +9,14 @@ tools/perf/util/ordered-events.c, Linux 6.1). Order is stable: equal times keep 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import zstandard
 
 from faultpath.errors import FaultpathError
+from faultpath.trace.formats import Progress
 from faultpath.trace.readers import perf_columns as pc
 from faultpath.trace.readers import perf_header as ph
 from faultpath.trace.schema import check_readable
@@ -28,7 +29,6 @@ WINDOW = 1 << 27  # the largest window any zstd level asks for
 LAST = (1 << 63) - 1  # ns, later than everything
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-Progress = Callable[[int, int], None]
 
 
 class PerfData:
