@@ -1,0 +1,77 @@
+"""Runs a trace through a Replay and through the oracle, and tells where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from faultpath.design import Design
+from faultpath.designs import full_va, nouveau_v6, odp_implicit
+from oracles.address_space import AddressSpace
+from oracles.core import Counts, Driver, Machine, Row
+from oracles.designs import FullVa, NouveauV6, odp
+from oracles.running import Run, differences, table
+from oracles.sequences import possible, smallest
+
+
+@dataclass
+class Case:
+    """A design with its parameters, and its oracle."""
+
+    design: Design
+    oracle: Callable[[AddressSpace, Counts], Driver]
+    values: list[int] = field(default_factory=list)
+
+
+CASES = {"nouveau-v6": Case(nouveau_v6.design, NouveauV6), "full-va": Case(full_va.design, FullVa)}
+# One page, less than one block of eight, one block, a few, one leaf, several leaves, the default.
+for size, srcu in ((4 << 10, 0), (16 << 10, 1), (32 << 10, 0), (64 << 10, 1), (2 << 20, 0), (16 << 20, 1), (1 << 30, 0)):
+    name = f"odp-implicit:child={size >> 10}K,protection={'srcu' if srcu else 'refcount'}"
+    CASES[name] = Case(odp_implicit.design, odp(size, bool(srcu)), [size, srcu])
+CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1 << 30, True), [1 << 30, 1])
+
+
+@dataclass
+class Options:
+    raises: bool
+    accesses: int = 1  # 1 touched, 2 resident
+    open_at: int = 0  # the row before which the device file is opened
+
+
+def oracle(case: Case, options: Options) -> Machine:
+    return Machine(
+        case.oracle,
+        raises=options.raises,
+        touched=bool(options.accesses & 1),
+        resident=bool(options.accesses & 2),
+    )
+
+
+def disagreement(case: Case, options: Options, rows: list[Row]) -> str:
+    """What differs after all rows, or an empty string."""
+    machine = oracle(case, options)
+    run = Run(case.design, case.values, raises=options.raises, accesses=options.accesses)
+    opened = False
+    pending: list[Row] = []
+    alive = True
+    for i, row in enumerate(rows):
+        if i >= options.open_at and not opened:
+            run.rows(table(pending))
+            pending, opened = [], True
+            machine.open()
+            run.open()
+        if possible(machine, row):
+            pending.append(row)
+            alive = machine.row(row)
+            if not alive:
+                break
+    if run.rows(table(pending)) != alive:
+        return "only one of the two has exited"
+    found = differences(run, machine)
+    return ", ".join(f"{name}: program {ours}, oracle {theirs}" for name, (ours, theirs) in found.items())
+
+
+def assert_agrees(case: Case, options: Options, rows: list[Row]) -> None:
+    if disagreement(case, options, rows):
+        rows = smallest(rows, lambda some: disagreement(case, options, some))
+        raise AssertionError(f"{disagreement(case, options, rows)}\n{options}\n{rows}")
