@@ -1,4 +1,6 @@
-"""What is counted: one name and one definition each. ``docs/counters.md`` is generated from this table.
+"""What is counted: one name and one definition each.
+
+``docs/counters.md`` is generated from these tables: ``python -m faultpath.engine.counters > docs/counters.md``.
 
 A counter is one word of the world (see :mod:`faultpath.engine.world`); gauges keep their present value in a word of
 their own, so that a peak can be kept.
@@ -43,3 +45,32 @@ EXIT_COUNTERS: dict[str, str] = {
     "exit_callbacks": "callbacks that process exit (RELEASE, then UNMAP of everything) and exec cost",
     "exit_ptes_zapped": "device PTEs that those callbacks cleared",
 }
+
+LOCKS: dict[str, str] = {
+    "mmap_lock": "the mm's `mmap_lock` (`mmap_sem` before 5.8), by mode; the process's own calls and faults included",
+    "driver": "held around read_retry and the device PTE write: `svmm->mutex`, `umem_mutex`, `dmirror->mutex`",
+    "driver_parent": "a driver's second, outer mutex: the parent MR's `umem_mutex`",
+    "subscriptions": "`mmu_notifier_subscriptions.lock`, one per mm",
+    "xa_lock": "the lock of an XArray",
+    "srcu": "SRCU read sections entered",
+    "spinlock": "any other spinlock",
+    "rwsem": "any other read-write semaphore",
+}
+
+
+def markdown() -> str:
+    """``docs/counters.md``."""
+    parts = ["# What is counted", "", "Generated from `faultpath/engine/counters.py`.", ""]
+    for title, table in (
+        ("Counters", COUNTERS),
+        ("At exit and exec", EXIT_COUNTERS),
+        ("Lock acquisitions, by role", LOCKS),
+    ):
+        parts += [f"## {title}", "", "| name | what it is |", "|---|---|"]
+        parts += [f"| `{name}` | {text} |" for name, text in table.items()]
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
