@@ -59,6 +59,8 @@ RELEASE = int(Event.RELEASE)
 
 PAGE_MASK = ~(PAGE_SIZE - 1)
 
+MMAP_MIN_ADDR = 65536  # vm.mmap_min_addr: nothing is ever mapped below
+
 MREMAP_DONTUNMAP = 4
 MADV_DONTNEED = 4
 MADV_FREE = 8
@@ -242,6 +244,8 @@ def mm_cpu_fault(mm: Mm, addr: int, error_code: int) -> None:
     """
     page = addr & PAGE_MASK
     write = error_code & PF_WRITE
+    if page < MMAP_MIN_ADDR:
+        return  # SIGSEGV: a JVM does this on purpose when it starts
     down_read(mm.mmap_lock)
     vma = next_vma(mm, page)
     if not vma or page < vma.start:
