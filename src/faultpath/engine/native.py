@@ -27,17 +27,18 @@ def cache_folder() -> Path:
 class Native:
     """Machine code for a program.
 
+    :param known: words of the world that no run changes, and what they hold: compiled in
     :param stepping: give it ``step`` as well, the resumable form
     :ivar cached: whether the object file was there already
     """
 
-    def __init__(self, program: Program, stepping: bool = False) -> None:
+    def __init__(self, program: Program, known: dict[int, int] | None = None, stepping: bool = False) -> None:
         import llvmlite.binding as llvm  # here: loading LLVM takes a tenth of a second
 
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self.program = program
-        text = assembly(program)
+        text = assembly(program, known)
         if stepping:
             self.layout = Layout(program)
             text += step_function(program, self.layout)

@@ -19,6 +19,8 @@ from faultpath.protocol.program import Program
 from faultpath.protocol.struct import ROLES
 from faultpath.trace.ops import Op
 
+NEVER_CHANGED = (world.LEAF_BITS, world.DIR_BITS, world.TID)  # by a replay: the code need not load them
+
 
 def link(design: Design) -> Program:
     """The program that every scheduler runs: the design, the core it names, and the CPU side."""
@@ -40,8 +42,8 @@ class Replay:
         self, design: Design, values: list[int], *, task_size: int, raises: bool, accesses: int = ACCESSES_TOUCHED
     ) -> None:
         self.design = design
-        self.native = Native(link(design))
         self.w = world.new_world()
+        self.native = Native(link(design), {word: int(self.w[word]) for word in NEVER_CHANGED})
         self.values = values
         self.task_size = task_size
         self.raises = raises

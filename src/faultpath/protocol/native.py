@@ -18,12 +18,15 @@ _ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "&": "and", "|": "or", "^": "
 _COMPARISON = {"==": "eq", "!=": "ne", "<": "slt", "<=": "sle", ">": "sgt", ">=": "sge"}
 
 
-def assembly(program: Program) -> str:
-    """Text of the module. Roots are exported under their names; everything else is internal."""
+def assembly(program: Program, known: dict[int, int] | None = None) -> str:
+    """Text of the module. Roots are exported under their names; everything else is internal.
+
+    :param known: words of the world that no run changes, and what they hold
+    """
     stopping = stopping_functions(program)
     exported = set(program.roots)
     parts = [
-        _FunctionEmitter(program, function, stopping, source in exported).text()
+        _FunctionEmitter(program, function, stopping, source in exported, known).text()
         for source, function in program.functions.items()
     ]
     return "\n".join([*parts, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
@@ -59,9 +62,10 @@ def _may_stop(program: Program, node: object, stopping: set[Source]) -> bool:
 class Emitter:
     """Text of one function's body: instructions, labels and expressions. How a local is read is the back end's."""
 
-    def __init__(self, program: Program, stopping: set[Source]) -> None:
+    def __init__(self, program: Program, stopping: set[Source], known: dict[int, int] | None = None) -> None:
         self.program = program
         self.stopping = stopping
+        self.known = known or {}
         self.lines: list[str] = []
         self.made = 0
 
@@ -116,6 +120,8 @@ class Emitter:
                 return str(value)
             case ir.Local(name=name):
                 return self.read(name)
+            case ir.Load(base=ir.Const(value=word), offset=0) if word in self.known:
+                return str(self.known[word])
             case ir.Load(base=base, offset=offset):
                 return self.let(f"load i64, ptr {self.address(base, offset)}")
             case ir.Address(base=base, offset=offset):
@@ -225,8 +231,15 @@ class Emitter:
 class _FunctionEmitter(Emitter):
     """A whole function, structured as its tree is; locals are words of the native stack."""
 
-    def __init__(self, program: Program, function: ir.Function, stopping: set[Source], exported: bool) -> None:
-        super().__init__(program, stopping)
+    def __init__(
+        self,
+        program: Program,
+        function: ir.Function,
+        stopping: set[Source],
+        exported: bool,
+        known: dict[int, int] | None,
+    ) -> None:
+        super().__init__(program, stopping, known)
         self.function = function
         self.exported = exported
         self.loops: list[tuple[str, str]] = []  # (continue to, break to)
