@@ -41,6 +41,7 @@ from faultpath.kernel.vma import (
     STACK_LIMIT,
     add_vma,
     cut_vmas,
+    grow_vma,
     next_vma,
     protect_vmas,
     resize_vma,
@@ -172,7 +173,10 @@ def mm_madvise(mm: Mm, start: int, size: int, advice: int) -> None:
 
 @protocol
 def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size_and_flags: int) -> None:
-    """mremap(): shrink, grow or move; a move raises UNMAP twice, in move_page_tables() and in do_munmap()."""
+    """mremap(): shrink, grow or move; a move raises UNMAP twice, in move_page_tables() and in do_munmap().
+
+    A move that shrinks unmaps the tail first (mremap_to). An old size of 0 duplicates a shared mapping.
+    """
     new_size = new_size_and_flags & PAGE_MASK
     down_write(mm.mmap_lock)
     vma = next_vma(mm, old)
@@ -181,22 +185,23 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size_and_flags: int
     if vma and vma.start <= old:
         prot = vma.prot
         flags = vma.flags
-    if new == old:
-        if new_size < old_size:
-            raise_event(mm, old + new_size, old + old_size, UNMAP)
-            pt_clear(mm.pt, old + new_size, old + old_size)
-            cut_vmas(mm, old + new_size, old + old_size)
-        elif new_size > old_size:
-            add_vma(mm, old + old_size, old + new_size, prot, flags)
-    else:
+    if new_size < old_size:
+        raise_event(mm, old + new_size, old + old_size, UNMAP)
+        pt_clear(mm.pt, old + new_size, old + old_size)
+        cut_vmas(mm, old + new_size, old + old_size)
+        old_size = new_size
+    if new == old and new_size > old_size:
+        grow_vma(mm, old + old_size, old + new_size, prot, flags)
+    if new != old:
         over = next_vma(mm, new)
         if over and over.start < new + new_size:
             raise_event(mm, new, new + new_size, UNMAP)
             pt_clear(mm.pt, new, new + new_size)
             cut_vmas(mm, new, new + new_size)
-        raise_event(mm, old, old + old_size, UNMAP)
-        pt_move(mm.pt, old, new, min(old_size, new_size))
-        if not new_size_and_flags & MREMAP_DONTUNMAP:
+        if old_size:
+            raise_event(mm, old, old + old_size, UNMAP)
+            pt_move(mm.pt, old, new, old_size)
+        if old_size and not new_size_and_flags & MREMAP_DONTUNMAP:
             cut_vmas(mm, old, old + old_size)
             raise_event(mm, old, old + old_size, UNMAP)
             pt_clear(mm.pt, old, old + old_size)
@@ -211,6 +216,7 @@ def mm_brk(mm: Mm, brk: int) -> None:
     old = (mm.brk + PAGE_SIZE - 1) & PAGE_MASK
     new = (brk + PAGE_SIZE - 1) & PAGE_MASK
     if mm.brk and new > old:
+        cut_vmas(mm, old, new)
         add_vma(mm, old, new, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
     if mm.brk and new < old:
         cut_vmas(mm, new, old)

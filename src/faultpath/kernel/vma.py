@@ -110,6 +110,17 @@ def add_vma(mm: Mm, start: int, end: int, prot: int, flags: int) -> None:
 
 
 @protocol
+def grow_vma(mm: Mm, start: int, end: int, prot: int, flags: int) -> None:
+    """The mapping that ends at ``start`` grows in place to ``end`` (vma_expand): it stays one VMA, of a file too."""
+    cut_vmas(mm, start, end)
+    vma = next_vma(mm, start - 1)
+    if vma and vma.last == start - 1:
+        resize_vma(mm, vma, vma.start, end - 1)
+    else:
+        add_vma(mm, start, end, prot, flags)
+
+
+@protocol
 def protect_vmas(mm: Mm, start: int, end: int, prot: int) -> None:
     """Give ``[start, end)`` new protection (mprotect_fixup): VMAs are split at its ends and merged again."""
     upto = start
