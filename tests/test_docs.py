@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from faultpath.engine import counters
 from faultpath.protocol.struct import ROLES
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_table_of_counters_is_the_code_s():
-    assert (DOCS / "counters.md").read_text() == counters.markdown(), "run: python -m faultpath.engine.counters"
+    written = (ROOT / "docs" / "counters.md").read_text()
+    assert written == counters.markdown(), "run: python -m faultpath.engine.counters > docs/counters.md"
 
 
 def test_every_lock_role_is_explained():
     assert set(counters.LOCKS) == set(ROLES)
+
+
+def test_the_session_in_the_readme_is_what_the_command_prints():
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"\$ (faultpath compare recordings/\S+)\n(.*?)```", readme, re.DOTALL)
+    assert shown
+    command = [sys.executable, "-m", "faultpath", *shown[1].split()[1:]]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.rstrip() == shown[2].rstrip()

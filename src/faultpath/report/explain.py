@@ -23,7 +23,7 @@ def _callbacks(results: list[Result]) -> str:
     parts = []
     for result in results:
         c = result["counters"]
-        empty = f", {100 * c['callbacks_empty'] / c['callbacks']:.0f} % of them for nothing" if c["callbacks"] else ""
+        empty = f", {_percent(c['callbacks_empty'], c['callbacks'])} of them for nothing" if c["callbacks"] else ""
         parts.append(f"{result['design']} {plural(c['callbacks'], 'callback')}{empty}")
     return f"{plural(events, 'invalidation')} became: {'; '.join(parts)}."
 
@@ -40,7 +40,14 @@ def _fault_cost(results: list[Result]) -> str:
 
 
 def _lookup_words(counters: dict[str, int], faults: int) -> str:
-    return f"{number(counters['lookups'] / faults)} lookups" if counters["lookups"] else "no lookup"
+    per_fault = number(round(counters["lookups"] / faults, 2))
+    return f"{per_fault} lookup{'' if per_fault == '1' else 's'}" if counters["lookups"] else "no lookup"
+
+
+def _percent(part: int, whole: int) -> str:
+    """A share that is said to be all or nothing only if it is."""
+    share = 100 * part / whole
+    return f"{share:.0f} %" if part in (0, whole) or 1 <= share <= 99 else f"{share:.1f} %"
 
 
 def _memory(results: list[Result]) -> str:
@@ -54,7 +61,7 @@ def _memory(results: list[Result]) -> str:
 
 def _refused(results: list[Result]) -> list[str]:
     return [
-        f"{r['design']} refused {plural(refused, 'access')[:-1] + 'es' if refused != 1 else '1 access'}: no mapping is "
+        f"{r['design']} refused {number(refused)} access{'' if refused == 1 else 'es'}: no mapping is "
         f"known there, or it forbids what the driver asks for"
         f"{' (a writable implicit MR asks for write access also to read)' if r['design'] == 'odp-implicit' else ''}."
         for r in results

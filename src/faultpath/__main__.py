@@ -1,0 +1,5 @@
+"""``python -m faultpath``."""
+
+from faultpath.cli import main
+
+main()
