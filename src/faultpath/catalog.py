@@ -27,11 +27,11 @@ def find(request: str) -> tuple[Design, dict[str, int | str]]:
     :param request: ``NAME[:param=value,...]`` or ``PATH.py[:param=value,...]``; bytes take K, M, G, T
     :raises FaultpathError: no such design, parameter or value
     """
-    name, _, settings = request.partition(":")
+    name, colon, settings = request.partition(":")
     design = load(name)
     values: dict[str, int | str] = {p.name: p.default for p in design.parameters}
     known = {p.name: p for p in design.parameters}
-    for setting in filter(None, settings.split(",")):
+    for setting in settings.split(",") if colon else ():
         key, equals, text = setting.partition("=")
         if key not in known or not equals:
             has = ", ".join(known) or "none"
@@ -66,7 +66,7 @@ def load(name: str) -> Design:
         spec.loader.exec_module(module)
     except FaultpathError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = f"{name}:{getattr(error, 'lineno', None) or _line(error, name)}"
         raise FaultpathError(f"{type(error).__name__}: {error}", where, "the file must run as Python") from None
     found = getattr(module, "design", None)

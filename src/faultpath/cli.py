@@ -22,7 +22,7 @@ DEFAULT_DESIGNS = ("nouveau-v6", "odp-implicit", "full-va")
 SHOW_AFTER_SECONDS = 0.5
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(faultpath.__version__, prog_name="faultpath")
 def cli() -> None:
     """How should a driver place its mmu_interval_notifiers? Record a process, replay it through designs, count."""
@@ -155,7 +155,10 @@ def main() -> None:
     gc.disable()
     atexit.register(gc.freeze)
     try:
-        cli.main(standalone_mode=False)
+        # Not cli.main(): that one ends with status 1 when the reader of a pipe goes away.
+        with cli.make_context("faultpath", sys.argv[1:]) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
     except FaultpathError as error:
         fail(str(error))
     except click.exceptions.Exit as stop:

@@ -59,11 +59,17 @@ def _trace(trace: dict[str, Any], raw: bool, out: IO[str] | None) -> None:
         console.print(f"- {sentence}")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, where rich would end the process with status 1."""
+        raise BrokenPipeError
+
+
 def _console(out: IO[str] | None, designs: int) -> Console:
-    console = Console(file=out, highlight=False, markup=False)
+    console = _Console(file=out, highlight=False, markup=False)
     if not console.is_terminal:
         # A pipe has no width: wide enough for the table, so that nothing is cut.
-        console = Console(file=out, highlight=False, markup=False, width=max(100, 30 + 16 * designs))
+        console = _Console(file=out, highlight=False, markup=False, width=max(100, 30 + 16 * designs))
     return console
 
 

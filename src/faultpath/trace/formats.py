@@ -28,10 +28,11 @@ def recognise(path: Path) -> str:
 
     :raises FaultpathError: when it is neither
     """
-    if path.is_dir() and (path / "data").exists():
-        raise FaultpathError(
-            "a recording in several files (perf record --threads)", str(path), "record without --threads"
-        )
+    with contextlib.suppress(OSError):
+        if (path / "data").exists():
+            raise FaultpathError(
+                "a recording in several files (perf record --threads)", str(path), "record without --threads"
+            )
     check_readable(path)
     with path.open("rb") as file:
         head = file.read(16)
