@@ -21,14 +21,16 @@ from faultpath.engine.replay import Replay
 from .workload import LAYOUTS, PATTERNS, Workload, make
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, plain_locks: bool) -> Path:
     """Compile the C program."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         sys.exit("benchmarks.replay needs a C compiler (gcc or cc on PATH)")
     program = folder / "baseline"
     source = Path(__file__).with_name("baseline.c")
-    subprocess.run([compiler, "-O2", "-pthread", "-o", program, source], check=True)
+    subprocess.run(
+        [compiler, "-O2", "-pthread", *(["-DPLAIN_LOCKS"] if plain_locks else []), "-o", program, source], check=True
+    )
     return program
 
 
@@ -71,12 +73,13 @@ def main() -> None:
         "--accesses", type=int, default=1_000_000, help="device accesses per case (default %(default)s)"
     )
     parser.add_argument("--runs", type=int, default=5, help="runs of each side, alternating (default %(default)s)")
+    parser.add_argument("--plain-locks", action="store_true", help="C without atomic instructions, as in the replay")
     options = parser.parse_args()
     print(f"{options.accesses} accesses per case, nanoseconds per event, median of {options.runs}")
     print(f"{'mappings':10}{'accesses':12}{'faults':>9}{'steps':>7}{'C':>8}{'replay':>8}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        program = build(folder)
+        program = build(folder, options.plain_locks)
         for layout in LAYOUTS:
             for pattern in PATTERNS:
                 work = make(layout, pattern, options.accesses)

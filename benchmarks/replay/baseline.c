@@ -4,6 +4,7 @@
  * Usage: baseline FILE. FILE holds 64-bit words: the number of mappings, the number of events, then four words per
  * mapping (first address, bytes, PROT_* bits, 0) and four per event (operation, address, bytes, argument), as
  * faultpath.trace.ops has them. Everything is read before the clock starts. Prints `ns` and the counters.
+ * With -DPLAIN_LOCKS a lock is a word that is tested and set without atomic instructions.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -30,6 +31,27 @@ static struct {
 	    interval_bytes_peak, lookups, lookup_steps, walk_steps, vma_steps, device_commands, allocs, allocs_atomic;
 	u64 lock_driver, lock_subscriptions, lock_mmap_read;
 } counters;
+
+#ifdef PLAIN_LOCKS
+static void plain_lock(volatile int *word)
+{
+	if (*word)
+		abort();
+	*word = 1;
+}
+
+static void plain_unlock(volatile int *word)
+{
+	if (!*word)
+		abort();
+	*word = 0;
+}
+
+#define pthread_mutex_lock(lock) plain_lock((volatile int *)(lock))
+#define pthread_mutex_unlock(lock) plain_unlock((volatile int *)(lock))
+#define pthread_rwlock_rdlock(lock) plain_lock((volatile int *)(lock))
+#define pthread_rwlock_unlock(lock) plain_unlock((volatile int *)(lock))
+#endif
 
 static void die(const char *what)
 {
