@@ -29,7 +29,6 @@ class Native:
 
     :param known: words of the world that no run changes, and what they hold: compiled in
     :param stepping: give it ``step`` as well, the resumable form
-    :ivar cached: whether the object file was there already
     """
 
     def __init__(self, program: Program, known: dict[int, int] | None = None, stepping: bool = False) -> None:
@@ -49,10 +48,8 @@ class Native:
         path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
         try:
             image = path.read_bytes()
-            self.cached = True
         except OSError:
             image = _compile(llvm, text, machine)
-            self.cached = False
             _store(path, image)
         builder = llvm.JITLibraryBuilder().add_object_img(image)
         names = [program.names[root] for root in program.roots]
