@@ -25,7 +25,15 @@ class Case:
 
 CASES = {"nouveau-v6": Case(nouveau_v6.design, NouveauV6), "full-va": Case(full_va.design, FullVa)}
 # One page, less than one block of eight, one block, a few, one leaf, several leaves, the default.
-for size, srcu in ((4 << 10, 0), (16 << 10, 1), (32 << 10, 0), (64 << 10, 1), (2 << 20, 0), (16 << 20, 1), (1 << 30, 0)):
+for size, srcu in (
+    (4 << 10, 0),
+    (16 << 10, 1),
+    (32 << 10, 0),
+    (64 << 10, 1),
+    (2 << 20, 0),
+    (16 << 20, 1),
+    (1 << 30, 0),
+):
     name = f"odp-implicit:child={size >> 10}K,protection={'srcu' if srcu else 'refcount'}"
     CASES[name] = Case(odp_implicit.design, odp(size, bool(srcu)), [size, srcu])
 CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1 << 30, True), [1 << 30, 1])

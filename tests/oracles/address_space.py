@@ -21,6 +21,7 @@ DONTUNMAP = 4
 ZAPPING_ADVICE = {4, 9, 21, 24}  # DONTNEED, REMOVE, PAGEOUT, DONTNEED_LOCKED
 ADVICE_FREE = 8
 STACK_LIMIT = 8 << 20
+MMAP_MIN_ADDR = 16 * PAGE
 
 EFAULT, EPERM = 14, 1
 
@@ -160,26 +161,38 @@ class AddressSpace:
     def mremap(self, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
         source = self.at(old)
         prot, kind = (source.prot, source.flags) if source else (READ | WRITE, PRIVATE | ANONYMOUS)
-        if new == old:
-            if new_size < old_size:
-                self.raise_event(old + new_size, old + old_size, Event.UNMAP)
-                self.forget_pages(old + new_size, old + old_size)
-                self.cut(old + new_size, old + old_size)
-            elif new_size > old_size:
-                self.add(old + old_size, old + new_size, prot, kind)
-            return
-        self.unmap(new, new + new_size)
-        if self.as_kernel and new_size < old_size:  # mremap_to() drops the rest before it moves
-            self.unmap(old + new_size, old + old_size)
+        if new != old:
+            self.unmap(new, new + new_size)
+        if new_size < old_size:
+            self.raise_event(old + new_size, old + old_size, Event.UNMAP)
+            self.forget_pages(old + new_size, old + old_size)
+            self.cut(old + new_size, old + old_size)
             old_size = new_size
-        self.raise_event(old, old + old_size, Event.UNMAP)  # move_page_tables()
-        for page in self.pages_in(old, old + min(old_size, new_size)):
+        if new == old:
+            if new_size > old_size:
+                self.grow(old + old_size, old + new_size, prot, kind)
+            return
+        if old_size:  # 0 duplicates a shared mapping
+            self.raise_event(old, old + old_size, Event.UNMAP)  # move_page_tables()
+        for page in self.pages_in(old, old + old_size):
             self.pages[page - old + new] = self.pages.pop(page)
-        if not flags & DONTUNMAP:
+        if old_size and not flags & DONTUNMAP:
             self.raise_event(old, old + old_size, Event.UNMAP)  # do_munmap()
-            self.forget_pages(old, old + old_size)
             self.cut(old, old + old_size)
         self.add(new, new + new_size, prot, kind)
+
+    def grow(self, start: int, end: int, prot: int, flags: int | str) -> None:
+        """Whatever ends at ``start`` grows and stays one VMA, of a file too; an anonymous one merges with the next."""
+        growing = self.at(start - 1)
+        if growing is None or growing.end != start:
+            self.add(start, end, prot, flags)
+            return
+        self.unlink(growing)
+        following = self.at(end)
+        if growing.anonymous and following and (following.prot, following.flags) == (growing.prot, growing.flags):
+            self.unlink(following)
+            end = following.end
+        self.link(Vma(growing.start, end, growing.prot, growing.flags))
 
     def set_brk(self, brk: int) -> None:
         old, new = (-(-b // PAGE) * PAGE for b in (self.brk, brk))
@@ -201,6 +214,7 @@ class AddressSpace:
     def fault(self, address: int, write: bool) -> None:
         """The CPU touches a page. A page of no known mapping must have had one: it is inferred."""
         page = address // PAGE * PAGE
+        assert page >= MMAP_MIN_ADDR
         vma = self.at(page)
         if vma is None:
             above = next((v for v in self.vmas if v.start > page), None)
@@ -212,7 +226,7 @@ class AddressSpace:
                 self.add(page, page + PAGE, READ, INFERRED)
             vma = self.at(page)
         assert vma is not None
-        if write and vma.flags == INFERRED and not vma.prot & WRITE:
+        if write and vma.flags == INFERRED and vma.prot != READ | WRITE:
             self.cut(page, page + PAGE)
             self.add(page, page + PAGE, READ | WRITE, INFERRED)
             vma = self.at(page)

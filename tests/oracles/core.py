@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from faultpath.trace.ops import Event, Op
-from oracles.address_space import MAX, PAGE, AddressSpace
+from oracles.address_space import MAX, MMAP_MIN_ADDR, PAGE, AddressSpace
 from oracles.rbtree import Node, Tree
 
 Row = tuple[int, int, int, int, int]
@@ -184,8 +184,9 @@ class Machine:
         op, addr, size, arg, aux = row
         space = self.space
         if op == Op.FAULT:
-            self.mmap_lock("read")
-            space.fault(addr, bool(arg & 2))
+            if addr >= MMAP_MIN_ADDR:  # nothing is mapped below: the access is refused, of both
+                self.mmap_lock("read")
+                space.fault(addr, bool(arg & 2))
             page = addr // PAGE * PAGE
             if self.driver and self.touched:
                 self.access(page, bool(arg & 2))

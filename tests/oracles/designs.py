@@ -172,28 +172,16 @@ def runs(pages: list[int], start: int) -> int:
 
 
 class Xarray:
-    """How many nodes a load reads: those on the way to the index that were ever needed. None is freed."""
+    """How many nodes a load reads: those above some entry, in a tree no higher than its highest index needs."""
 
     def __init__(self) -> None:
         self.entries: set[int] = set()
-        self.height = 0
-        self.nodes: set[tuple[int, int]] = set()  # (level, index without its low 6 * level bits)
-
-    def add(self, index: int) -> None:
-        while index >= 64**self.height:
-            self.height += 1
-            if self.entries or self.nodes:  # what is there moves down a level
-                self.nodes.add((self.height, 0))
-        self.entries.add(index)
-        self.nodes.update((level, index // 64**level) for level in range(1, self.height + 1))
-
-    def remove(self, index: int) -> None:
-        self.entries.discard(index)
 
     def nodes_read(self, index: int) -> int:
-        if index >= 64**self.height:
+        height = next(h for h in range(9) if max(self.entries, default=0) < 64**h)
+        if index >= 64**height:
             return 0
-        return sum((level, index // 64**level) in self.nodes for level in range(1, self.height + 1))
+        return sum(any(e // 64**level == index // 64**level for e in self.entries) for level in range(1, height + 1))
 
 
 def odp(size: int, srcu: bool) -> Callable[[AddressSpace, Counts], Driver]:
@@ -249,7 +237,7 @@ class OdpImplicit(Driver):
         self.counts.n["device_commands"] += 1  # ZAP | ENABLE
         self.lock("xa_lock")
         self.children[index] = child
-        self.xarray.add(index)
+        self.xarray.entries.add(index)
         return child
 
     def map(self, child: Child, page: int) -> int:
@@ -278,7 +266,7 @@ class OdpImplicit(Driver):
             self.lock("xa_lock")
             if self.children.get(child.index) is child:
                 del self.children[child.index]
-                self.xarray.remove(child.index)
+                self.xarray.entries.remove(child.index)
                 self.work.append(lambda: self.destroy(child))
 
     def destroy(self, child: Child) -> None:

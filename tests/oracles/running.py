@@ -23,7 +23,8 @@ TASK_SIZE = 1 << 47
 @functools.cache
 def linked(name: str) -> tuple[Program, Native]:
     program = replay_link(DESIGNS[name])
-    return program, Native(program)
+    fresh = world.new_world(1 << 21)
+    return program, Native(program, {word: int(fresh[word]) for word in replay.NEVER_CHANGED})
 
 
 replay_link = replay.link
@@ -41,15 +42,34 @@ class Twin:
         return int(root(*args))
 
 
+@functools.cache
+def memory(twin: bool) -> world.Words:
+    return world.new_world(1 << 27)
+
+
+def clean_world(twin: bool) -> world.Words:
+    """A fresh world in memory that was used before: to map and fault new memory takes longer than a short trace.
+
+    There is one for either back end: two runs of the same one must not be alive at the same time.
+    """
+    w = memory(twin)
+    kept = {word: int(w[word]) for word in (world.CAPACITY, world.LEAF_BITS, world.DIR_BITS)}
+    w[: w[world.BRK]] = 0
+    for word, value in kept.items():
+        w[word] = value
+    w[world.BRK] = world.HEAP
+    return w
+
+
 class Run(Replay):
-    """A Replay whose program is compiled once per design, and that keeps its world small."""
+    """A Replay whose program is compiled once per design, in memory that is used again."""
 
     def __init__(self, design: Design, values: list[int], *, raises: bool, accesses: int, twin: bool = False) -> None:
         DESIGNS[design.name] = design
         program, native = linked(design.name)
         self.design = design
         self.native = Twin(program) if twin else native  # type: ignore[assignment]
-        self.w = world.new_world(1 << 27)
+        self.w = clean_world(twin)
         self.values = values
         self.task_size = TASK_SIZE
         self.raises = raises
@@ -67,7 +87,9 @@ def table(rows: Sequence[Row]) -> Rows:
 def flat_locks(locks: dict[str, dict[str, int]]) -> dict[str, int]:
     """Replay's locks as the oracle has them: only what was taken."""
     names = {
-        role if mode == "acquired" else f"{role} {mode}": n for role, modes in locks.items() for mode, n in modes.items()
+        role if mode == "acquired" else f"{role} {mode}": n
+        for role, modes in locks.items()
+        for mode, n in modes.items()
     }
     return {name: n for name, n in names.items() if n}
 

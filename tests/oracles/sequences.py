@@ -29,6 +29,8 @@ class Rows:
         self.random = Random(seed)
 
     def address(self) -> int:
+        if self.random.random() < 0.01:
+            return self.random.choice([0, 15, 16]) * PAGE  # around mmap_min_addr
         return self.random.choice(ANCHORS) + self.random.randint(-12, 12) * PAGE
 
     def size(self) -> int:
@@ -53,7 +55,8 @@ class Rows:
             return op, address, self.small(), choice([4, 4, 8, 9, 21, 24, 3]), 0
         if op == Op.MREMAP:
             flags = choice([0, 0, 1, 3, DONTUNMAP])
-            return op, address, self.small(), choice([address, self.address()]), self.small() | flags
+            old_size = choice([0, *[self.small() for _ in range(9)]])  # 0 duplicates a shared mapping
+            return op, address, old_size, choice([address, self.address()]), self.small() | flags
         if op == Op.BRK:
             return op, address + self.random.randint(0, PAGE - 1), 0, 0, 0
         if op == Op.FORK:
@@ -104,10 +107,13 @@ def possible(machine: Machine, row: Row) -> bool:
     if op == Op.MREMAP:
         new_size = aux // PAGE * PAGE
         if arg == addr:
-            return not aux & DONTUNMAP and (new_size <= size or not space.overlapping(addr + size, addr + new_size))
-        apart = addr + size <= arg or arg + new_size <= addr
-        # A fixed move that shrinks has a test of its own: tests/kernel/test_mm.py.
-        return apart and new_size >= size
+            free = not space.overlapping(addr + size, addr + new_size)
+            if new_size > size and space.overlapping(addr + new_size, addr + new_size + 1):
+                return False  # GAP: growth up to a neighbour, see tests/kernel/test_mm.py
+            return size > 0 and not aux & DONTUNMAP and (new_size <= size or free)
+        if new_size < size and space.overlapping(arg, arg + new_size):
+            return False  # GAP: a shrinking move onto something, see tests/kernel/test_mm.py
+        return addr + size <= arg or arg + new_size <= addr
     return True
 
 

@@ -1,0 +1,97 @@
+"""Locks, reference counts, SRCU: who waits, what stops the run, what is counted."""
+
+from __future__ import annotations
+
+import pytest
+from rig import Bench
+
+from faultpath.engine import world
+from faultpath.engine.world import BAD_ADDRESS, REFCOUNT, WOULD_BLOCK, Stop
+from faultpath.protocol.struct import ROLES
+
+BACK_ENDS = pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+
+
+def acquired(bench: Bench, role: str, mode: int = 1) -> int:
+    return int(bench.w[world.LOCK + 2 * ROLES.index(role) + mode])
+
+
+def stops(bench: Bench, status: int, name: str, *args: int) -> None:
+    with pytest.raises(Stop):
+        getattr(bench, name)(bench.rig, *args)
+    assert bench.status == status
+
+
+@BACK_ENDS
+@pytest.mark.parametrize(("kind", "role"), [("mutex", "driver"), ("spin", "spinlock")])
+def test_an_exclusive_lock(python: bool, kind: str, role: str) -> None:
+    bench = Bench(python)
+    lock, unlock = f"{kind}_lock", f"{kind}_unlock"
+    stops(bench, BAD_ADDRESS, unlock)
+    getattr(bench, lock)(bench.rig)
+    stops(bench, WOULD_BLOCK, lock)
+    bench.w[world.TID] = 1
+    stops(bench, BAD_ADDRESS, unlock)  # another thread's
+    bench.w[world.TID] = 0
+    getattr(bench, unlock)(bench.rig)
+    getattr(bench, lock)(bench.rig)
+    assert acquired(bench, role) == 2
+    assert acquired(bench, role, 0) == 0
+
+
+@BACK_ENDS
+def test_trylock(python: bool) -> None:
+    bench = Bench(python)
+    assert bench.mutex_trylock(bench.rig) == 1
+    assert bench.mutex_trylock(bench.rig) == 0
+    assert acquired(bench, "driver") == 1
+
+
+@BACK_ENDS
+def test_a_semaphore_has_many_readers_or_one_writer(python: bool) -> None:
+    bench = Bench(python)
+    rig = bench.rig
+    stops(bench, BAD_ADDRESS, "up_read")
+    stops(bench, BAD_ADDRESS, "up_write")
+    bench.down_read(rig)
+    bench.down_read(rig)
+    stops(bench, WOULD_BLOCK, "down_write")
+    bench.up_read(rig)
+    stops(bench, WOULD_BLOCK, "down_write")
+    stops(bench, BAD_ADDRESS, "up_write")
+    bench.up_read(rig)
+    bench.down_write(rig)
+    stops(bench, WOULD_BLOCK, "down_read")
+    stops(bench, WOULD_BLOCK, "down_write")
+    stops(bench, BAD_ADDRESS, "up_read")
+    bench.up_write(rig)
+    assert (acquired(bench, "rwsem", 0), acquired(bench, "rwsem", 1)) == (2, 1)
+
+
+@BACK_ENDS
+def test_reference_counts_neither_rise_from_zero_nor_fall_below(python: bool) -> None:
+    bench = Bench(python)
+    rig = bench.rig
+    stops(bench, REFCOUNT, "ref_inc")
+    stops(bench, REFCOUNT, "ref_dec")
+    assert bench.ref_inc_not_zero(rig) == 0
+    bench.ref_set(rig, 1)
+    bench.ref_inc(rig)
+    assert bench.ref_inc_not_zero(rig) == 1
+    assert [bench.ref_dec(rig) for _ in range(3)] == [0, 0, 1]
+    stops(bench, REFCOUNT, "ref_dec")
+
+
+@BACK_ENDS
+def test_a_grace_period_waits_for_readers(python: bool) -> None:
+    bench = Bench(python)
+    rig = bench.rig
+    bench.srcu_wait(rig)
+    bench.srcu_lock(rig)
+    bench.srcu_lock(rig)
+    stops(bench, WOULD_BLOCK, "srcu_wait")
+    bench.srcu_unlock(rig)
+    stops(bench, WOULD_BLOCK, "srcu_wait")
+    bench.srcu_unlock(rig)
+    bench.srcu_wait(rig)
+    assert acquired(bench, "srcu", 0) == 2
