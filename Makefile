@@ -7,7 +7,7 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-BENCHMARKS := $(wildcard benchmarks/*.py) $(patsubst %/__main__.py,%,$(wildcard benchmarks/*/__main__.py))
+BENCHMARKS := $(wildcard benchmarks/*.py) $(patsubst benchmarks/%/__main__.py,-m benchmarks.%,$(wildcard benchmarks/*/__main__.py))
 
 .PHONY: demo test bench setup system clean
 .DEFAULT_GOAL := demo
@@ -19,7 +19,7 @@ test: .venv/.complete system
 	@tools/test
 
 bench: .venv/.complete
-	@for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python $$file || exit; done
+	$(foreach it,$(BENCHMARKS),$(BIN)/python $(it) &&) true
 
 setup: .venv/.complete system
 
