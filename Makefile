@@ -7,7 +7,7 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-BENCHMARKS := $(wildcard benchmarks/*.py) $(patsubst benchmarks/%/__main__.py,-m benchmarks.%,$(wildcard benchmarks/*/__main__.py))
+BENCHMARKS := $(wildcard benchmarks/*.py) $(patsubst benchmarks/%/__main__.py,-mbenchmarks.%,$(wildcard benchmarks/*/__main__.py))
 
 .PHONY: demo test bench setup system clean
 .DEFAULT_GOAL := demo
