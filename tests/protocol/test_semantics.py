@@ -1,0 +1,203 @@
+"""The same text means the same in machine code and in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+from writing import Both, module
+
+from faultpath.engine.world import BAD_ADDRESS, INDEX, STATUS, WOULD_BLOCK, Stop
+
+NAMES = ("a", "b", "c")
+
+
+def number(random: Random, depth: int) -> str:
+    """An expression; the divisors and shifts are such that Python and 64 bits agree."""
+    if depth == 0 or random.random() < 0.15:
+        return random.choice([*NAMES, "OFFSET", str(random.randint(-9, 9))])
+    x, y = number(random, depth - 1), number(random, depth - 1)
+    match random.randrange(12):
+        case 0 | 1:
+            return f"({x} {random.choice(['+', '-'])} {y})"
+        case 2:
+            return f"({x} % 1009 * ({y} % 1013))"
+        case 3:
+            return f"({x} {random.choice(['//', '%'])} {random.choice([3, -3, 7, -8, 1, -1])})"
+        case 4:
+            return f"({x} {random.choice(['&', '|', '^'])} {y})"
+        case 5:
+            return f"(({x} & 65535) << ({y} & 7))"
+        case 6:
+            return f"({x} >> ({y} & 63))"
+        case 7:
+            return f"{random.choice(['min', 'max'])}({x}, {y})"
+        case 8:
+            return f"({x} if {test(random, depth - 1)} else {y})"
+        case 9:
+            return f"{random.choice(['-', '~'])}({x})"
+        case 10:
+            return f"twice({x})"
+        case _:
+            return f"({x} {random.choice(['==', '!=', '<', '<=', '>', '>='])} {y})"
+
+
+def test(random: Random, depth: int) -> str:
+    """A condition. bump() counts its calls: evaluating one too many or too few shows."""
+    if depth <= 0 or random.random() < 0.3:
+        return f"{number(random, 0)} {random.choice(['<', '>=', '=='])} {number(random, 1)}"
+    x, y = test(random, depth - 1), test(random, depth - 1)
+    return random.choice([f"({x} and {y})", f"({x} or {y})", f"(not ({x}))", f"bump(({x}))", f"({x} and {y} or {x})"])
+
+
+test.__test__ = False  # type: ignore[attr-defined]
+
+FIXED = """\
+@protocol
+def twice(a: int) -> int:
+    return 2 * (a % 4099)
+@protocol
+def bump(a: int) -> int:
+    count("lookups")
+    return a
+"""
+
+
+def written(seed: int) -> str:
+    random = Random(seed)
+    lines = [
+        FIXED,
+        "@protocol\ndef p(a: int, b: int, c: int) -> int:",
+        "    n = 0",
+        "    while n < 12:",
+        "        n += 1",
+    ]
+    for _ in range(random.randint(1, 5)):
+        target = random.choice(NAMES)
+        lines += [
+            f"        if {test(random, 3)}:",
+            f"            {target} = {number(random, 3)} % 100003",
+            f"        elif {test(random, 2)}:",
+            f"            {target} -= {number(random, 1)} % 77",
+            f"            {random.choice(['continue', 'break', 'pass', 'return a - b'])}",
+            "        else:",
+            f"            {random.choice(['a', 'b'])} ^= n",
+        ]
+    lines += [f"    return {number(random, 4)}", ""]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_programs(seed: int, tmp_path: Path) -> None:
+    both, random = Both(module(tmp_path, written(seed)).p), Random(seed)
+    for _ in range(15):
+        both(*(random.choice([0, 1, -1, random.randint(-50, 50), random.randint(-(1 << 40), 1 << 40)]) for _ in NAMES))
+
+
+def test_division_rounds_down_as_in_python(tmp_path: Path) -> None:
+    text = "@protocol\ndef p(a: int, b: int) -> int:\n    return a // b * 1000 + a % b\n"
+    both = Both(module(tmp_path, text).p)
+    for a in (-7, -6, -1, 0, 1, 6, 7, 1 << 40, -(1 << 40)):
+        for b in (-3, -1, 1, 2, 3, 1 << 20):
+            assert both(a, b) == a // b * 1000 + a % b
+
+
+def test_and_or_stop_as_soon_as_they_know(tmp_path: Path) -> None:
+    text = FIXED + (
+        "@protocol\ndef p(a: int, b: int) -> int:\n    n = 0\n"
+        "    if bump(a) and bump(b):\n        n = 1\n"
+        "    if bump(a) or bump(b):\n        n += 2\n    return n * 10\n"
+    )
+    both = Both(module(tmp_path, text).p)
+    for a, b, calls in ((0, 0, 3), (0, 1, 3), (1, 0, 3), (1, 1, 3)):
+        before = int(both.worlds[0][INDEX["lookups"]])
+        both(a, b)
+        assert int(both.worlds[0][INDEX["lookups"]]) - before == calls
+
+
+def test_structures_are_words(tmp_path: Path) -> None:
+    text = """\
+@protocol
+def p(n: int) -> int:
+    thing = kmalloc(Thing, GFP_KERNEL)
+    thing.number = n
+    thing.number += 5
+    inner = on_stack(Inner)
+    inner.value = thing.number * 2
+    thing.inner = inner
+    thing.inner.value -= 1
+    same = container_of(Thing, "node", thing.node)
+    result = same.inner.value
+    mutex_lock(thing.mutex)
+    mutex_unlock(thing.mutex)
+    kfree(thing)
+    return result
+"""
+    both = Both(module(tmp_path, text).p)
+    assert [both(n) for n in (0, 1, -9)] == [9, 11, -9]
+
+
+def test_primitives_have_the_world_and_loops(tmp_path: Path) -> None:
+    text = """\
+@helper
+def add(w, at, n):
+    w[at] += n
+    return w[at]
+@primitive
+def total(w, n: int) -> int:
+    w[SCRATCH] = 0
+    for i in range(n):
+        for k in range(i, 10, 3):
+            if k == 8:
+                break
+            add(w, SCRATCH, k)
+    return w[SCRATCH]
+@protocol
+def p(n: int) -> int:
+    return total(n)
+"""
+    both = Both(module(tmp_path, text).p)
+    for n in range(6):
+        expected = 0
+        for i in range(n):
+            for k in range(i, 10, 3):
+                if k == 8:
+                    break
+                expected += k
+        assert both(n) == expected
+
+
+@pytest.mark.parametrize("where", ["machine", "python"])
+def test_what_cannot_go_on_stops_everything_above_it(where: str, tmp_path: Path) -> None:
+    text = """\
+@protocol
+def inner(thing: Thing) -> None:
+    mutex_lock(thing.mutex)
+    mutex_lock(thing.mutex)
+    count("lookups")
+@protocol
+def p(n: int) -> int:
+    thing = on_stack(Thing)
+    if n == 1:
+        wait_event(thing.number == 1)
+    elif n == 2:
+        mutex_unlock(thing.mutex)
+    else:
+        inner(thing)
+    count("lookups")
+    return 7
+"""
+    both = Both(module(tmp_path, text).p)
+    run, w = (both.machine, both.worlds[0]) if where == "machine" else (both.python, both.worlds[1])
+    for n, status in ((0, WOULD_BLOCK), (1, WOULD_BLOCK), (2, BAD_ADDRESS)):
+        with pytest.raises(Stop):
+            run(n)
+        assert w[STATUS] == status
+    assert w[INDEX["lookups"]] == 0
+
+
+@pytest.mark.xfail(reason="names reach LLVM as they are", strict=True)
+@pytest.mark.parametrize("name", ["w", "stopped", "größe"])
+def test_any_name_will_do_for_a_parameter(name: str, tmp_path: Path) -> None:
+    assert Both(module(tmp_path, f"@protocol\ndef p({name}: int) -> int:\n    return {name} + 1\n").p)(4) == 5
