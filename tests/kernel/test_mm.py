@@ -112,7 +112,6 @@ def test_a_file_mapping_that_grows_in_place_stays_one() -> None:
     assert run.counters()["intervals_created"] == 1
 
 
-@pytest.mark.xfail(reason="mm_mremap() unmaps the tail before what is at the new place", strict=True)
 def test_a_move_that_shrinks_makes_room_first() -> None:
     """mremap_to(): do_munmap() of the new range comes first; nouveau meets the events in that order.
 
@@ -128,7 +127,6 @@ def test_a_move_that_shrinks_makes_room_first() -> None:
     assert not differences(run, machine)
 
 
-@pytest.mark.xfail(reason="grow_vma() does not merge an anonymous VMA with the next one", strict=True)
 def test_an_anonymous_mapping_that_grows_up_to_its_neighbour_merges_with_it() -> None:
     rows = [
         (Op.MMAP, AT, 4 * PAGE, *RW_ANON),
@@ -141,7 +139,6 @@ def test_an_anonymous_mapping_that_grows_up_to_its_neighbour_merges_with_it() ->
     assert run.counters()["intervals_created"] == 1
 
 
-@pytest.mark.xfail(reason="a write fault makes an inferred page writable, whatever mprotect has said", strict=True)
 def test_what_mprotect_said_of_an_inferred_page_is_known() -> None:
     """A collector's write barrier: read-only by mprotect, then a write that ends in SIGSEGV."""
     run = Run(full_va.design, [], raises=False, accesses=1)

@@ -133,9 +133,12 @@ class AddressSpace:
     def mprotect(self, start: int, size: int, prot: int) -> None:
         end = start + size
         parts = [(max(start, v.start), min(end, v.end), v) for v in self.overlapping(start, end) if v.prot != prot]
-        for first, upto, vma in parts:
-            self.cut(first, upto)
-            self.add(first, upto, prot, vma.flags)
+        told = [(max(start, v.start), min(end, v.end), v) for v in self.overlapping(start, end)]
+        for first, upto, vma in told:
+            kind = PRIVATE | ANONYMOUS if vma.flags == INFERRED else vma.flags  # known from now on
+            if (vma.prot, vma.flags) != (prot, kind):
+                self.cut(first, upto)
+                self.add(first, upto, prot, kind)
         if not self.as_kernel:
             parts = [(start, end, None)]
         for first, upto, _ in parts:
@@ -182,17 +185,14 @@ class AddressSpace:
         self.add(new, new + new_size, prot, kind)
 
     def grow(self, start: int, end: int, prot: int, flags: int | str) -> None:
-        """Whatever ends at ``start`` grows and stays one VMA, of a file too; an anonymous one merges with the next."""
+        """The mapping that ends at ``start`` stays one; if it is anonymous it may merge, with the next one, too."""
+        new = Vma(start, end, prot, flags)
         growing = self.at(start - 1)
-        if growing is None or growing.end != start:
+        if new.anonymous or growing is None or growing.end != start:
             self.add(start, end, prot, flags)
-            return
-        self.unlink(growing)
-        following = self.at(end)
-        if growing.anonymous and following and (following.prot, following.flags) == (growing.prot, growing.flags):
-            self.unlink(following)
-            end = following.end
-        self.link(Vma(growing.start, end, growing.prot, growing.flags))
+        else:
+            self.unlink(growing)
+            self.link(Vma(growing.start, end, growing.prot, growing.flags))
 
     def set_brk(self, brk: int) -> None:
         old, new = (-(-b // PAGE) * PAGE for b in (self.brk, brk))
@@ -226,7 +226,7 @@ class AddressSpace:
                 self.add(page, page + PAGE, READ, INFERRED)
             vma = self.at(page)
         assert vma is not None
-        if write and vma.flags == INFERRED and vma.prot != READ | WRITE:
+        if write and vma.flags == INFERRED and not vma.prot & WRITE:
             self.cut(page, page + PAGE)
             self.add(page, page + PAGE, READ | WRITE, INFERRED)
             vma = self.at(page)

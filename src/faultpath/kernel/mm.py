@@ -34,6 +34,7 @@ from faultpath.kernel.primitives.pagetable import (
 from faultpath.kernel.vma import (
     MAP_ANONYMOUS,
     MAP_GROWSDOWN,
+    MAP_INFERRED,
     MAP_KIND,
     MAP_PRIVATE,
     PROT_READ,
@@ -48,9 +49,6 @@ from faultpath.kernel.vma import (
 )
 from faultpath.protocol.language import count, protocol
 from faultpath.trace.ops import PF_WRITE, Event
-
-# Flags of a mapping that only its faults tell of: such pages merge with each other and with nothing else.
-MAP_INFERRED = MAP_PRIVATE | MAP_ANONYMOUS | 1 << 30
 
 UNMAP = int(Event.UNMAP)
 CLEAR = int(Event.CLEAR)
@@ -175,7 +173,8 @@ def mm_madvise(mm: Mm, start: int, size: int, advice: int) -> None:
 def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size_and_flags: int) -> None:
     """mremap(): shrink, grow or move; a move raises UNMAP twice, in move_page_tables() and in do_munmap().
 
-    A move that shrinks unmaps the tail first (mremap_to). An old size of 0 duplicates a shared mapping.
+    Before a move whatever is at the new place goes, then the tail if it shrinks (mremap_to). An old size of 0
+    duplicates a shared mapping.
     """
     new_size = new_size_and_flags & PAGE_MASK
     down_write(mm.mmap_lock)
@@ -185,6 +184,12 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size_and_flags: int
     if vma and vma.start <= old:
         prot = vma.prot
         flags = vma.flags
+    if new != old:
+        over = next_vma(mm, new)
+        if over and over.start < new + new_size:
+            raise_event(mm, new, new + new_size, UNMAP)
+            pt_clear(mm.pt, new, new + new_size)
+            cut_vmas(mm, new, new + new_size)
     if new_size < old_size:
         raise_event(mm, old + new_size, old + old_size, UNMAP)
         pt_clear(mm.pt, old + new_size, old + old_size)
@@ -193,11 +198,6 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size_and_flags: int
     if new == old and new_size > old_size:
         grow_vma(mm, old + old_size, old + new_size, prot, flags)
     if new != old:
-        over = next_vma(mm, new)
-        if over and over.start < new + new_size:
-            raise_event(mm, new, new + new_size, UNMAP)
-            pt_clear(mm.pt, new, new + new_size)
-            cut_vmas(mm, new, new + new_size)
         if old_size:
             raise_event(mm, old, old + old_size, UNMAP)
             pt_move(mm.pt, old, new, old_size)
@@ -261,8 +261,9 @@ def mm_cpu_fault(mm: Mm, addr: int, error_code: int) -> None:
             count("vmas_inferred")
             add_vma(mm, page, page + PAGE_SIZE, PROT_READ, MAP_INFERRED)
         vma = next_vma(mm, page)
-    if write and vma.flags == MAP_INFERRED:
-        protect_vmas(mm, page, page + PAGE_SIZE, PROT_READ | PROT_WRITE)
+    if write and vma.flags == MAP_INFERRED and not vma.prot & PROT_WRITE:
+        cut_vmas(mm, page, page + PAGE_SIZE)
+        add_vma(mm, page, page + PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_INFERRED)
         vma = next_vma(mm, page)
     pte = pt_get(mm.pt, page)
     if write and vma.prot & PROT_WRITE:

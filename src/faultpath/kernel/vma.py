@@ -24,6 +24,9 @@ MAP_GROWSDOWN = 0x0100
 # Which MAP_* bits tell one kind of mapping from another; the rest is about how it was made.
 MAP_KIND = 0x01 | MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN
 
+# Flags of a mapping that only its faults tell of: such pages merge with each other and with nothing else.
+MAP_INFERRED = MAP_PRIVATE | MAP_ANONYMOUS | 1 << 30
+
 STACK_LIMIT = 8 << 20  # RLIMIT_STACK's usual soft limit: how far a stack VMA may grow
 
 
@@ -111,10 +114,10 @@ def add_vma(mm: Mm, start: int, end: int, prot: int, flags: int) -> None:
 
 @protocol
 def grow_vma(mm: Mm, start: int, end: int, prot: int, flags: int) -> None:
-    """The mapping that ends at ``start`` grows in place to ``end`` (vma_expand): it stays one VMA, of a file too."""
+    """The mapping that ends at ``start`` grows in place to ``end`` (vma_merge): it stays one VMA, of a file too."""
     cut_vmas(mm, start, end)
     vma = next_vma(mm, start - 1)
-    if vma and vma.last == start - 1:
+    if vma and vma.last == start - 1 and not flags & MAP_ANONYMOUS:
         resize_vma(mm, vma, vma.start, end - 1)
     else:
         add_vma(mm, start, end, prot, flags)
@@ -130,7 +133,9 @@ def protect_vmas(mm: Mm, start: int, end: int, prot: int) -> None:
             break
         first = max(vma.start, start)
         upto = min(vma.last + 1, end)
-        if vma.prot != prot:
-            flags = vma.flags
+        flags = vma.flags
+        if flags == MAP_INFERRED:
+            flags = MAP_PRIVATE | MAP_ANONYMOUS  # known from now on
+        if vma.prot != prot or vma.flags != flags:
             cut_vmas(mm, first, upto)
             add_vma(mm, first, upto, prot, flags)
