@@ -97,7 +97,7 @@ def test_designs_meet_the_events_that_the_columns_hold(path: Path, by_name: dict
         assert counters["device_faults_refused"] <= counters["device_faults"] <= counters["device_accesses"]
         assert counters["callbacks_empty"] <= counters["callbacks"]
         # A program recorded from its start has no mapping that was not seen; java probes a page that is not mapped.
-        assert counters["vmas_inferred"] <= (1 if path.stem.startswith("java") else 0)
+        assert counters["vmas_inferred"] == 0
 
 
 def _columns(path: Path) -> tuple[list[str], list[Any]]:

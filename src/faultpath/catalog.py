@@ -42,9 +42,7 @@ def find(request: str) -> tuple[Design, dict[str, int | str]]:
 
 def integers(design: Design, values: dict[str, int | str]) -> list[int]:
     """Parameter values as the design's ``open`` takes them: a choice becomes its index."""
-    return [
-        p.choices.index(str(values[p.name])) if p.choices else int(values[p.name]) for p in design.parameters
-    ]
+    return [p.choices.index(str(values[p.name])) if p.choices else int(values[p.name]) for p in design.parameters]
 
 
 def load(name: str) -> Design:
@@ -108,9 +106,7 @@ def _value(parameter: Parameter, text: str, request: str) -> int | str:
     where = f"--design {request}"
     if parameter.choices:
         if text not in parameter.choices:
-            raise FaultpathError(
-                f"{parameter.name} is not '{text}'", where, f"one of {', '.join(parameter.choices)}"
-            )
+            raise FaultpathError(f"{parameter.name} is not '{text}'", where, f"one of {', '.join(parameter.choices)}")
         return text
     digits, shift = text, 0
     if parameter.unit == "bytes" and text[-1:].upper() in _UNITS:

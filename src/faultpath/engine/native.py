@@ -70,7 +70,6 @@ class Native:
             raise Stop
         return result
 
-
     def step(self, w: Words, thread: int) -> int:
         """Take a thread one access further: STEPPED, BLOCKED or ENDED; :class:`Stop` if it broke a rule."""
         result: int = self._step(w.ctypes.data, thread)
