@@ -132,20 +132,20 @@ class AddressSpace:
 
     def mprotect(self, start: int, size: int, prot: int) -> None:
         end = start + size
-        parts = [(max(start, v.start), min(end, v.end), v) for v in self.overlapping(start, end) if v.prot != prot]
-        told = [(max(start, v.start), min(end, v.end), v) for v in self.overlapping(start, end)]
-        for first, upto, vma in told:
+        changed = []
+        for vma in self.overlapping(start, end):
+            first, upto = max(start, vma.start), min(end, vma.end)
             kind = PRIVATE | ANONYMOUS if vma.flags == INFERRED else vma.flags  # known from now on
+            if vma.prot != prot:
+                changed.append((first, upto))
             if (vma.prot, vma.flags) != (prot, kind):
                 self.cut(first, upto)
                 self.add(first, upto, prot, kind)
-        if not self.as_kernel:
-            parts = [(start, end, None)]
-        for first, upto, _ in parts:
+        for first, upto in changed if self.as_kernel else [(start, end)]:
             populated = self.pages_in(first, upto)
+            if populated and self.as_kernel:  # change_pmd_range(): from the first populated PMD on
+                first = max(first, populated[0] // PMD * PMD)
             if populated:
-                if self.as_kernel:  # change_pmd_range(): from the first populated PMD on
-                    first = max(first, populated[0] // PMD * PMD)
                 self.raise_event(first, upto, Event.PROTECTION_VMA)
         if not prot & WRITE:
             self.write_protect(start, end)
