@@ -12,6 +12,7 @@ _TEXT = {
     world.BAD_ADDRESS: ("a NULL pointer, a lock that is not held, or an address outside its table was used", ""),
     world.DOUBLE_FREE: ("an object was freed twice", ""),
     world.REFCOUNT: ("a reference count fell below zero or rose from zero", ""),
+    world.DIVISION: ("a division by zero, or one that overflows", ""),
     world.TREE: ("an interval that is in no tree was removed from one", ""),
 }
 

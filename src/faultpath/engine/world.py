@@ -51,6 +51,7 @@ BAD_ADDRESS = 3
 DOUBLE_FREE = 4
 REFCOUNT = 5
 TREE = 6
+DIVISION = 7
 
 
 class Stop(Exception):

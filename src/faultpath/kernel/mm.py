@@ -159,8 +159,9 @@ def mm_mprotect(mm: Mm, start: int, size: int, prot: int) -> None:
 @protocol
 def mm_madvise(mm: Mm, start: int, size: int, advice: int) -> None:
     """madvise_dontneed_single_vma(), madvise_free_single_vma() and their kin; other advice does nothing here."""
-    clears = advice == MADV_DONTNEED or advice == MADV_REMOVE or advice == MADV_PAGEOUT
-    clears = clears or advice == MADV_DONTNEED_LOCKED
+    clears = 0
+    if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED or advice == MADV_REMOVE or advice == MADV_PAGEOUT:
+        clears = 1
     down_read(mm.mmap_lock)
     if clears or advice == MADV_FREE:
         raise_event(mm, start, start + size, CLEAR)

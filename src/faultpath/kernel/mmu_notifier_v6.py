@@ -44,7 +44,7 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
         spin_unlock(subs.lock)
         return
     subs.invalidate_seq += 1
-    removed = NULL  # hlist_head removed_list, on the stack: chained through the nodes' next words
+    removed = IntervalNotifier(NULL)  # hlist_head removed_list, on the stack: chained through updated_start
     item = hlist_first(subs.deferred_list)
     while item:
         sub = container_of(IntervalNotifier, "deferred_item", item)
@@ -66,8 +66,8 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
         item = following
     spin_unlock(subs.lock)
     while removed:
-        sub = IntervalNotifier(removed)
-        removed = sub.updated_start
+        sub = removed
+        removed = IntervalNotifier(sub.updated_start)
         released(sub, sub.mm)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from faultpath.engine.world import INDEX
 from faultpath.errors import FaultpathError
 from faultpath.protocol import ir, language
+from faultpath.protocol.assignment import unset_read
 from faultpath.protocol.language import Helper, Hook, Ops, Primitive, Protocol, StructCall
 from faultpath.protocol.struct import Embedded, Field, Struct, role_index
 
@@ -32,7 +33,7 @@ BINARY = {
     ast.RShift: ">>",
 }
 COMPARE = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
-UNARY = {ast.USub: "-", ast.Invert: "~", ast.Not: "not"}
+UNARY = {ast.USub: "-", ast.Invert: "~"}
 
 
 @cache
@@ -78,13 +79,26 @@ class _Checker:
         if spec.vararg or spec.kwarg or spec.kwonlyargs or spec.defaults:
             self.refuse(self.node, "a protocol has plain parameters only", "drop defaults, *args and **kwargs")
         if isinstance(self.source, Protocol):
-            self.types.update(self.source.parameters)
+            self.types.update(self.parameters(self.source))
         else:
             self.types.update({arg.arg: int for arg in spec.args[1:]})
         self.out.parameters = list(self.types)
         self.out.body = self.block(self.node.body)
         self.out.locals = list(self.types)
+        if unset := unset_read(self.out):
+            name, line = unset
+            self.refuse(ast.Pass(lineno=line), f"'{name}' may be read before it is set", "set it on every way there")
         return self.out
+
+    def parameters(self, protocol: Protocol) -> list[tuple[str, type]]:
+        try:
+            found = protocol.parameters
+        except NameError as error:
+            self.refuse(self.node, str(error), "import the type, or leave the annotation out")
+        for name, type_ in found:
+            if not (isinstance(type_, type) and issubclass(type_, int)):
+                self.refuse(self.node, f"'{name}' is a {type_}", "parameters are int, structures or embedded fields")
+        return found
 
     # --- statements
 
@@ -110,9 +124,9 @@ class _Checker:
                 load = ast.copy_location(ast.BinOp(left=_as_load(target), op=op, right=value), node)
                 return [self.assign(target, load, line)]
             case ast.If(test=test, body=body, orelse=orelse):
-                return [ir.If(self.value(test), self.block(body), self.block(orelse), line)]
+                return [ir.If(self.condition(test), self.block(body), self.block(orelse), line)]
             case ast.While(test=test, body=body, orelse=[]):
-                return [ir.While(self.value(test), self.block(body), line)]
+                return [ir.While(self.condition(test), self.block(body), line)]
             case ast.Return(value=value):
                 return [ir.Return(self.value(value) if value else ir.Const(0), line)]
             case ast.For(target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="range"), args=bounds), orelse=[]):
@@ -136,6 +150,8 @@ class _Checker:
         values = [self.value(b) for b in bounds]
         first = values[0] if len(values) > 1 else ir.Const(0)
         step = values[2] if len(values) > 2 else ir.Const(1)
+        if not isinstance(step, ir.Const) or step.value < 1:
+            self.refuse(body[0], "the step of a range is a positive constant", "use a while loop")
         bound = f"{name}.end{line}"
         self.types[name] = self.types[bound] = int
         return [
@@ -152,6 +168,9 @@ class _Checker:
         expr, type_ = self.expression(value)
         if isinstance(target, ast.Name):
             known = self.types.get(target.id)
+            if known is not None and known is not int and type_ is int and expr != ir.Const(0):
+                what = f"'{target.id}' is a {known.__name__} and is assigned a number"
+                self.refuse(target, what, f"cast it, {known.__name__}(...)")
             if known in (None, int) and (type_ is not int or known is None):
                 self.types[target.id] = type_
             elif type_ is not int and known is not None and not issubclass(type_, known):
@@ -173,13 +192,15 @@ class _Checker:
     def call_statement(self, call: ast.Call, line: int) -> ir.Stmt:
         target = self.constant(call.func)
         if target is language.count:
-            name = call.args[0]
+            name = call.args[0] if 1 <= len(call.args) <= 2 else None
             if not (isinstance(name, ast.Constant) and name.value in INDEX):
                 self.refuse(call, "count() of an unknown counter", f"one of {', '.join(INDEX)}")
             amount = self.value(call.args[1]) if len(call.args) > 1 else ir.Const(1)
             return ir.Count(INDEX[name.value], amount, line)
         if target is language.wait_event:
-            return ir.Wait(self.value(call.args[0]), line)
+            if len(call.args) != 1:
+                self.refuse(call, "wait_event() takes one condition", "wait_event(a == b)")
+            return ir.Wait(self.condition(call.args[0]), line)
         return ir.Evaluate(self.value(call), line)
 
     def is_world(self, node: ast.expr) -> bool:
@@ -189,6 +210,16 @@ class _Checker:
 
     def value(self, node: ast.expr) -> ir.Expr:
         return self.expression(node)[0]
+
+    def condition(self, node: ast.expr) -> ir.Expr:
+        """An expression of which only the truth matters: ``and`` and ``or`` may join anything there."""
+        if isinstance(node, ast.BoolOp):
+            return ir.Logic(
+                "and" if isinstance(node.op, ast.And) else "or", tuple(self.condition(v) for v in node.values)
+            )
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ir.Unary("not", self.condition(node.operand))
+        return self.value(node)
 
     def expression(self, node: ast.expr) -> tuple[ir.Expr, type]:
         match node:
@@ -207,6 +238,8 @@ class _Checker:
                 return ir.Load(base, field.offset), field.type
             case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
                 return ir.Binary(BINARY[type(op)], self.value(left), self.value(right)), int
+            case ast.UnaryOp(op=ast.Not()):
+                return self.condition(node), int
             case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
                 inner = self.value(operand)
                 if isinstance(inner, ir.Const) and isinstance(op, ast.USub):
@@ -214,12 +247,12 @@ class _Checker:
                 return ir.Unary(UNARY[type(op)], inner), int
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in COMPARE:
                 return ir.Binary(COMPARE[type(op)], self.value(left), self.value(right)), int
-            case ast.BoolOp(op=op, values=values):
-                return ir.Logic("and" if isinstance(op, ast.And) else "or", tuple(map(self.value, values))), int
+            case ast.BoolOp() if _is_truth(node):
+                return self.condition(node), int
             case ast.Subscript(value=value, slice=index) if self.is_world(value):
                 return ir.Load(self.value(index), 0), int
             case ast.IfExp(test=test, body=then, orelse=otherwise):
-                return ir.Select(self.value(test), self.value(then), self.value(otherwise)), int
+                return ir.Select(self.condition(test), self.value(then), self.value(otherwise)), int
             case ast.Call():
                 return self.call(node)
         self.refuse(
@@ -274,18 +307,19 @@ class _Checker:
         if isinstance(target, type) and issubclass(target, Struct) and len(node.args) == 1:
             return self.value(node.args[0]), target
         if target is language.container_of:
-            struct, name = self.constant(node.args[0]), node.args[1]
-            assert isinstance(name, ast.Constant)
-            offset = struct.fields[name.value].offset
-            return ir.Binary("-", self.value(node.args[2]), ir.Const(offset)), struct
+            return self.container_of(node)
         if target is language.has_op:
-            slot = node.args[1]
-            assert isinstance(slot, ast.Constant)
-            return ir.HasOp(str(slot.value), self.value(node.args[0])), int
+            if len(node.args) != 2 or not isinstance(node.args[1], ast.Constant):
+                self.refuse(node, "has_op() takes a table and a slot's name", "has_op(sub.ops, 'release')")
+            return ir.HasOp(str(node.args[1].value), self.value(node.args[0])), int
         if target in (min, max):
+            if len(node.args) != 2:
+                self.refuse(node, "min and max take two arguments", "nest them")
             a, b = map(self.value, node.args)
             return ir.Binary("min" if target is min else "max", a, b), int
         if isinstance(target, Hook):
+            if not node.args:
+                self.refuse(node, f"{target.__name__} needs the number of a table", "pass it first")
             selector = self.value(node.args[0])
             self.out.hooks.append(target)
             return ir.HookCall(target, (selector, *self.arguments(node, target, node.args[1:]))), target.returns
@@ -302,10 +336,29 @@ class _Checker:
             return self.struct_call(node, target)
         self.refuse(node, f"'{ast.unparse(node.func)}' cannot be called here", "call protocols and primitives only")
 
+    def container_of(self, node: ast.Call) -> tuple[ir.Expr, type]:
+        """``container_of(Struct, "field", address)``."""
+        if len(node.args) != 3:
+            self.refuse(node, "container_of takes three arguments", 'container_of(Struct, "field", address)')
+        struct, name = self.constant(node.args[0]), node.args[1]
+        if not (isinstance(struct, type) and issubclass(struct, Struct)):
+            self.refuse(node, f"'{ast.unparse(node.args[0])}' is no structure", "pass a Struct class")
+        if not (isinstance(name, ast.Constant) and name.value in struct.fields):
+            self.refuse(
+                node, f"{struct.__name__} has no field {ast.unparse(name)}", f"one of {', '.join(struct.fields)}"
+            )
+        offset = struct.fields[str(name.value)].offset
+        return ir.Binary("-", self.value(node.args[2]), ir.Const(offset)), struct
+
     def struct_call(self, node: ast.Call, target: StructCall) -> tuple[ir.Expr, type]:
         """Allocation and freeing: the structure's size and name become constants."""
+        wanted = len(target.primitive.parameters) - (2 if target.allocates else 1)
+        if len(node.args) != wanted:
+            self.refuse(node, f"{target.__name__} takes {wanted} arguments, not {len(node.args)}", "see its docstring")
         if target.allocates:
             struct = self.constant(node.args[0])
+            if not (isinstance(struct, type) and issubclass(struct, Struct)):
+                self.refuse(node, f"'{ast.unparse(node.args[0])}' is no structure", "pass a Struct class")
             constants = (struct.size_class(), struct.tag(), struct.interval_bytes)
             self.out.calls.append(target.primitive)
             args = tuple(self.value(a) for a in node.args[1:])
@@ -337,6 +390,13 @@ class _Checker:
                 )
             args.append(expr)
         return tuple(args)
+
+
+def _is_truth(node: ast.expr) -> bool:
+    """Whether an expression is 0 or 1 by itself: then ``and`` and ``or`` give the same in Python and compiled."""
+    if isinstance(node, ast.BoolOp):
+        return all(map(_is_truth, node.values))
+    return isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
 
 
 def _as_load(target: ast.expr) -> ast.expr:

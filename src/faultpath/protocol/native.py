@@ -7,7 +7,7 @@ STOPPED, which every caller passes up.
 
 from __future__ import annotations
 
-from faultpath.engine.world import BAD_ADDRESS, STATUS, WOULD_BLOCK
+from faultpath.engine.world import BAD_ADDRESS, DIVISION, STATUS, WOULD_BLOCK
 from faultpath.protocol import ir
 from faultpath.protocol.language import Primitive, Protocol
 from faultpath.protocol.program import Program, Source
@@ -50,6 +50,8 @@ def _may_stop(program: Program, node: object, stopping: set[Source]) -> bool:
         return any(_may_stop(program, n, stopping) for n in node)
     if isinstance(node, ir.Stop | ir.Wait | ir.HookCall):
         return True
+    if isinstance(node, ir.Binary) and node.op in ("//", "%"):
+        return True
     if isinstance(node, ir.Call):
         target = program.resolve(node.target) if isinstance(node.target, Protocol) else node.target
         if target in stopping or (isinstance(target, Primitive) and target.blocks):
@@ -71,7 +73,7 @@ class Emitter:
 
     def read(self, name: str) -> str:
         """The value of a local."""
-        return self.let(f"load i64, ptr %{name}.slot")
+        raise NotImplementedError
 
     # --- text
 
@@ -132,6 +134,8 @@ class Emitter:
                 return self.let(f"select i1 {first}, i64 {x}, i64 {y}")
             case ir.Binary(op="//" | "%" as op, a=a, b=b):
                 return self.divide(op, self.value(a), self.value(b))
+            case ir.Binary(op="<<" | ">>" as op, a=a, b=b) if not isinstance(b, ir.Const):
+                return self.shift(op, self.value(a), self.value(b))
             case ir.Binary(op=op, a=a, b=b) if op in _ARITHMETIC:
                 x, y = self.value(a), self.value(b)
                 return self.let(f"{_ARITHMETIC[op]} i64 {x}, {y}")
@@ -148,7 +152,10 @@ class Emitter:
         return self.let(f"zext i1 {self.test(expr)} to i64")
 
     def divide(self, op: str, x: str, y: str) -> str:
-        """Floor division or its remainder, as Python has them."""
+        """Floor division or its remainder, as Python has them. What the processor would trap at stops the run."""
+        self.stop_if(self.let(f"icmp eq i64 {y}, 0"), DIVISION)
+        overflow = self.let(f"and i1 {self.let(f'icmp eq i64 {y}, -1')}, {self.let(f'icmp eq i64 {x}, {STOPPED}')}")
+        self.stop_if(overflow, DIVISION)
         quotient = self.let(f"sdiv i64 {x}, {y}")
         remainder = self.let(f"srem i64 {x}, {y}")
         unlike = self.let(f"icmp slt i64 {self.let(f'xor i64 {remainder}, {y}')}, 0")
@@ -157,6 +164,13 @@ class Emitter:
         if op == "//":
             return self.let(f"sub i64 {quotient}, {self.let(f'zext i1 {adjust} to i64')}")
         return self.let(f"add i64 {remainder}, {self.let(f'select i1 {adjust}, i64 {y}, i64 0')}")
+
+    def shift(self, op: str, x: str, y: str) -> str:
+        """A shift by any amount; LLVM leaves those of 64 and more undefined."""
+        far = self.let(f"icmp ugt i64 {y}, 63")
+        near = self.let(f"select i1 {far}, i64 63, i64 {y}")
+        shifted = self.let(f"{_ARITHMETIC[op]} i64 {x}, {near}")
+        return shifted if op == ">>" else self.let(f"select i1 {far}, i64 0, i64 {shifted}")
 
     def select(self, test: str, then: ir.Expr, otherwise: ir.Expr) -> str:
         yes, no, done, slot = self.fresh("yes"), self.fresh("no"), self.fresh("end"), self.slot()
@@ -243,16 +257,21 @@ class _FunctionEmitter(Emitter):
         self.function = function
         self.exported = exported
         self.loops: list[tuple[str, str]] = []  # (continue to, break to)
+        # Numbered, for a local's name may be anything that Python allows.
+        self.places = {name: f"%local.{number}" for number, name in enumerate(function.locals)}
+
+    def read(self, name: str) -> str:
+        return self.let(f"load i64, ptr {self.places[name]}")
 
     def text(self) -> str:
         name = self.program.names[self.function.source]
-        parameters = ", ".join(["ptr %w", *(f"i64 %{p}" for p in self.function.parameters)])
+        count = len(self.function.parameters)
+        parameters = ", ".join(["ptr %w", *(f"i64 %arg.{number}" for number in range(count))])
         linkage = "" if self.exported else "internal "
         self.lines = [f'define {linkage}i64 @"{name}"({parameters}) nounwind {{']
-        for local in self.function.locals:
-            self.put(f"%{local}.slot = alloca i64")
-            value = f"%{local}" if local in self.function.parameters else "0"
-            self.put(f"store i64 {value}, ptr %{local}.slot")
+        for number, place in enumerate(self.places.values()):
+            self.put(f"{place} = alloca i64")
+            self.put(f"store i64 {f'%arg.{number}' if number < count else 0}, ptr {place}")
         self.block(self.function.body)
         self.put("ret i64 0")
         self.label("stopped")
@@ -268,7 +287,7 @@ class _FunctionEmitter(Emitter):
     def statement(self, stmt: ir.Stmt) -> None:
         match stmt:
             case ir.Assign(name=name, value=value):
-                self.put(f"store i64 {self.value(value)}, ptr %{name}.slot")
+                self.put(f"store i64 {self.value(value)}, ptr {self.places[name]}")
             case ir.Store(base=base, offset=offset, value=value):
                 # The value first, as Python does.
                 result = self.value(value)

@@ -257,6 +257,7 @@ def itree_remove(w: Words, root: IntervalTree, node: int) -> int:
             orphan = w[successor + RIGHT]
             w[successor + SUBTREE_LAST] = w[node + SUBTREE_LAST]
         else:
+            parent = successor
             while w[successor + LEFT]:
                 parent = successor
                 successor = w[successor + LEFT]
