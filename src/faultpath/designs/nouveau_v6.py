@@ -8,6 +8,10 @@ It trades bookkeeping on the fault path and in munmap for few intervals and few 
 callback clears the event's whole range, not clipped to the interval. Growth of a VMA raises no event, so each grown
 part gets an interval of its own; nothing merges them again.
 
+Found by replaying real programs: for its left neighbour a new interval takes what find() returns, the first interval in
+the VMA and not the nearest. Once a VMA holds two, the next one overlaps the second, though "we only create
+non-overlapping intervals"; in a heap that grows, one event calls back hundreds of them.
+
 One device fault is one entry of the fault buffer here: the window is one page. The unmanaged range, the batching of
 faults and migration to device memory are not modelled.
 """

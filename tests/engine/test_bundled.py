@@ -1,0 +1,51 @@
+"""The oracles on the bundled recordings: every counter of every design, row for row what the replay was given.
+
+The oracles walk lists: the first ROWS rows of each process take them two minutes, whole recordings seven.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from against_oracle import CASES, Options, oracle
+
+from faultpath.engine import feed
+from faultpath.trace.schema import open_trace
+from oracles.core import Row
+from oracles.running import Run, differences, table
+
+RECORDINGS = sorted((Path(__file__).resolve().parents[2] / "recordings").glob("*.trace"))
+ROWS = 12_000
+NAMES = ("nouveau-v6", "odp-implicit:child=1048576K,protection=refcount", "full-va")
+
+
+def listed(rows: feed.Rows) -> list[Row]:
+    columns = (rows.ops, rows.addrs, rows.sizes, rows.args, rows.auxs)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_every_counter_agrees_on_a_recording(path: Path) -> None:
+    trace = open_trace(path)
+    found = feed.survey(trace)
+    pid = found.choose(None, path.name).pid
+    before = [row for rows in feed.inherited(trace, found, pid) for row in listed(rows)]
+    own = [row for rows in feed.batches(trace, pid, resident=False) for row in listed(rows)][:ROWS]
+    assert own
+    for name in NAMES:
+        case = CASES[name]
+        options = Options(raises=False)
+        machine = oracle(case, options)
+        run = Run(case.design, case.values, raises=False, accesses=options.accesses)
+        if before:
+            run.rows(table(before))
+            for row in before:
+                machine.row(row)
+        machine.open()
+        run.open()
+        run.rows(table(own))
+        for row in own:
+            if not machine.row(row):
+                break
+        assert not differences(run, machine), name

@@ -1,0 +1,76 @@
+"""Plain notifiers beside interval notifiers: told of every event, after the intervals, and of exit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from faultpath.designs import full_va
+from faultpath.designs.full_va import Dmirror, dmirror_fops_open
+from faultpath.kernel.mmu_notifier import Mm, Notifier, Range, mmu_notifier_register
+from faultpath.kernel.primitives.count import zapped_so_far
+from faultpath.kernel.primitives.heap import on_stack
+from faultpath.protocol.language import Ops, count, protocol
+from faultpath.trace.ops import Event, Op
+from oracles.running import Run, table
+
+AT = 1 << 30
+PAGE = 4096
+
+
+@protocol
+def plain_start(sub: Notifier, range: Range) -> int:  # noqa: A002 - the kernel's name
+    """Notes what has been cleared by the time it is called: the interval notifiers' work."""
+    count("fault_retries", zapped_so_far())
+    return 0
+
+
+@protocol
+def plain_end(sub: Notifier, range: Range) -> int:  # noqa: A002 - the kernel's name
+    count("lookups")
+    return 0
+
+
+@protocol
+def plain_release(sub: Notifier, mm: Mm) -> int:
+    count("deferred_ops")
+    return 0
+
+
+plain_ops = Ops(
+    "plain_ops", invalidate_range_start=plain_start, invalidate_range_end=plain_end, mm_release=plain_release
+)
+
+
+@protocol
+def open_with_plain(mm: Mm) -> Dmirror:
+    plain = on_stack(Notifier)
+    plain.ops = plain_ops
+    mmu_notifier_register(plain, mm)
+    return dmirror_fops_open(mm)
+
+
+design = replace(full_va.design, name="with-plain", open=open_with_plain, ops=[*full_va.design.ops, plain_ops])
+
+
+def test_plain_notifiers_come_after_the_intervals_and_hear_everything() -> None:
+    run = Run(design, [], raises=False, accesses=1)
+    run.open()
+    rows = [
+        (Op.MMAP, AT, 4 * PAGE, 3, 0x22),
+        (Op.FAULT, AT, 0, 6, 0),
+        (Op.INVALIDATE, AT, PAGE, int(Event.CLEAR), int(Op.FAULT)),
+    ]
+    run.rows(table(rows))
+    counters = run.counters()
+    assert counters["callbacks"] == 2  # the interval's and the plain one's
+    assert counters["callbacks_empty"] == 1  # the second found nothing left
+    assert counters["fault_retries"] == 1  # the page was cleared before the plain one was called
+    assert counters["lookups"] == 1
+
+
+def test_plain_notifiers_are_released_and_forgotten_at_exit() -> None:
+    run = Run(design, [], raises=False, accesses=1)
+    run.open()
+    run.rows(table([(Op.MMAP, AT, 4 * PAGE, 3, 0x22), (Op.FAULT, AT, 0, 6, 0), (Op.EXIT, 0, 0, 0, 0)]))
+    # RELEASE and then UNMAP reach the interval; the plain one is off the list before the UNMAP.
+    assert run.exit_counters == {"exit_callbacks": 2, "exit_ptes_zapped": 1}
