@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from faultpath.engine.world import Stop, Words
 from faultpath.protocol.language import Protocol
@@ -78,14 +79,14 @@ class Native:
         return result
 
 
-def _compile(llvm: object, text: str, machine: object) -> bytes:
+def _compile(llvm: Any, text: str, machine: Any) -> bytes:
     """Assembly to an object file."""
-    module = llvm.parse_assembly(text)  # type: ignore[attr-defined]
+    module = llvm.parse_assembly(text)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)  # type: ignore[attr-defined]
-    builder = llvm.create_pass_builder(machine, options)  # type: ignore[attr-defined]
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
-    image: bytes = machine.emit_object(module)  # type: ignore[attr-defined]
+    image: bytes = machine.emit_object(module)
     return image
 
 

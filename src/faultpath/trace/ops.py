@@ -62,7 +62,4 @@ class Event(IntEnum):
     EXCLUSIVE = 7
 
 
-PF_PROT = 1
-PF_WRITE = 2
-PF_USER = 4
-PF_INSTR = 16
+PF_WRITE = 2  # bit of an x86 page fault's error code
