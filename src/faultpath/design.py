@@ -29,7 +29,7 @@ class Parameter:
     power_of_two: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Design:
     """A way to mirror an mm.
 

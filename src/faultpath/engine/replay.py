@@ -5,6 +5,8 @@ What process exit and exec cost is kept apart from the counters of running.
 
 from __future__ import annotations
 
+from functools import cache
+
 from faultpath.design import Design
 from faultpath.engine import world
 from faultpath.engine.counters import COUNTERS, EXIT_COUNTERS
@@ -29,6 +31,12 @@ def link(design: Design) -> Program:
     return Program(roots, [design.driver(), *design.ops], core)
 
 
+@cache
+def compiled(design: Design, known: tuple[tuple[int, int], ...]) -> Native:
+    """The design's machine code, linked and loaded once however many traces it is for."""
+    return Native(link(design), dict(known))
+
+
 class Replay:
     """One process through one design.
 
@@ -43,7 +51,7 @@ class Replay:
     ) -> None:
         self.design = design
         self.w = world.new_world()
-        self.native = Native(link(design), {word: int(self.w[word]) for word in NEVER_CHANGED})
+        self.native = compiled(design, tuple((word, int(self.w[word])) for word in NEVER_CHANGED))
         self.values = values
         self.task_size = task_size
         self.raises = raises
