@@ -55,6 +55,10 @@ class Design:
     core: ModuleType | None = None
     doc: str = ""
 
+    def replacements(self) -> list[Protocol]:
+        """The core's protocols that take mainline's place."""
+        return [p for p in vars(self.core).values() if isinstance(p, Protocol)] if self.core else []
+
     def driver(self) -> Ops:
         """The design as a table of function pointers: the slots of :mod:`faultpath.kernel.mirror`."""
         return Ops(self.name, device_fault=self.fault, device_walk=self.walk, device_close=self.close)

@@ -1,4 +1,4 @@
-"""A program as machine code: compiled by LLVM (the copy that numba brings), kept in the user's cache.
+"""Programs as machine code: compiled by LLVM (the copy that numba brings), kept in the user's cache.
 
 The object file's name is a hash of the assembly, the processor and the compiler, so it is never stale.
 """
@@ -9,14 +9,15 @@ import ctypes
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from faultpath.engine.world import Stop, Words
-from faultpath.protocol.language import Protocol
+from faultpath.protocol.language import Helper, Protocol
 from faultpath.protocol.native import STOPPED, assembly
 from faultpath.protocol.program import Program
-from faultpath.protocol.resumable import Layout, step_function
 
 
 def cache_folder() -> Path:
@@ -25,58 +26,77 @@ def cache_folder() -> Path:
     return Path(base) / "faultpath"
 
 
-class Native:
-    """Machine code for a program.
+class Library:
+    """A module of LLVM assembly, compiled and loaded.
 
-    :param known: words of the world that no run changes, and what they hold: compiled in
-    :param stepping: give it ``step`` as well, the resumable form
+    :param exports: names of the functions wanted from it
     """
 
-    def __init__(self, program: Program, known: dict[int, int] | None = None, stepping: bool = False) -> None:
-        import llvmlite.binding as llvm  # here: loading LLVM takes a tenth of a second
-
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        self.program = program
-        text = assembly(program, known)
-        if stepping:
-            self.layout = Layout(program)
-            text += step_function(program, self.layout)
-        target = llvm.Target.from_default_triple()
-        cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        machine = target.create_target_machine(cpu=cpu, features=features, opt=2)
-        key = "\0".join([text, cpu, features, llvm.llvm_version_info.__repr__()])
-        path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+    def __init__(self, text: str, exports: Sequence[str]) -> None:
+        llvm, machine, identity = _compiler()
+        path = cache_folder() / f"{hashlib.sha256((text + identity).encode()).hexdigest()[:32]}.o"
         try:
             image = path.read_bytes()
         except OSError:
             image = _compile(llvm, text, machine)
             _store(path, image)
         builder = llvm.JITLibraryBuilder().add_object_img(image)
-        names = [program.names[root] for root in program.roots]
-        for name in [*names, *(["step"] if stepping else [])]:
+        for name in exports:
             builder.export_symbol(name)
-        self._library = builder.link(llvm.create_lljit_compiler(machine), "program")
-        self._functions = {}
-        if stepping:
-            self._step = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(self._library["step"])
-        for root, name in zip(program.roots, names, strict=True):
-            arguments = [ctypes.c_void_p, *[ctypes.c_int64] * len(root.parameters)]
-            self._functions[root] = ctypes.CFUNCTYPE(ctypes.c_int64, *arguments)(self._library[name])
+        # A library of each lives in a space of its own: names may repeat.
+        self._jit = llvm.create_lljit_compiler(machine)
+        self._library = builder.link(self._jit, "program")
 
-    def call(self, root: Protocol, w: Words, *args: int) -> int:
-        """Run a root protocol to completion; :class:`Stop` if it could not go on (STATUS says why)."""
+    def address(self, name: str) -> int:
+        """Where an exported function is."""
+        return int(self._library[name])
+
+    def function(self, name: str, arguments: int) -> Any:
+        """An exported function ``name(w, ...)`` with so many integers after the world."""
+        return _prototype(arguments)(self.address(name))
+
+
+@cache
+def _prototype(arguments: int) -> Any:
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * arguments)
+
+
+@cache
+def _compiler() -> tuple[Any, Any, str]:
+    """LLVM, the machine it compiles for, and a text that tells this pair from others."""
+    import llvmlite.binding as llvm  # here: loading LLVM takes a tenth of a second
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    machine = target.create_target_machine(cpu=cpu, features=features, opt=2)
+    return llvm, machine, "\0".join(["", cpu, features, repr(llvm.llvm_version_info)])
+
+
+class Native:
+    """Machine code for a program's roots, to be run in order and to completion.
+
+    :param known: words of the world that no run changes, and what they hold: compiled in
+    """
+
+    def __init__(self, program: Program, known: dict[int, int] | None = None) -> None:
+        self.program = program
+        self.library = Library(assembly(program, known), [program.names[root] for root in program.roots])
+        self._functions = {
+            root: self.library.function(program.names[root], len(root.parameters)) for root in program.roots
+        }
+
+    def call(self, root: Protocol | Helper, w: Words, *args: int) -> int:
+        """Run a root to completion; :class:`Stop` if it could not go on (STATUS says why)."""
         result: int = self._functions[self.program.resolve(root)](w.ctypes.data, *args)
         if result == STOPPED:
             raise Stop
         return result
 
-    def step(self, w: Words, thread: int) -> int:
-        """Take a thread one access further: STEPPED, BLOCKED or ENDED; :class:`Stop` if it broke a rule."""
-        result: int = self._step(w.ctypes.data, thread)
-        if result == STOPPED:
-            raise Stop
-        return result
+    def address(self, root: Protocol | Helper) -> int:
+        """Where a root's code is."""
+        return self.library.address(self.program.names[self.program.resolve(root)])
 
 
 def _compile(llvm: Any, text: str, machine: Any) -> bytes:

@@ -5,6 +5,7 @@ What process exit and exec cost is kept apart from the counters of running.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from faultpath.design import Design
@@ -24,11 +25,10 @@ from faultpath.trace.ops import Op
 NEVER_CHANGED = (world.LEAF_BITS, world.DIR_BITS, world.TID)  # by a replay: the code need not load them
 
 
-def link(design: Design) -> Program:
-    """The program that every scheduler runs: the design, the core it names, and the CPU side."""
-    core = [p for p in vars(design.core).values() if isinstance(p, Protocol)] if design.core else []
-    roots = [mm_init, design.open, attach, replay_rows, device_access, process_exit]
-    return Program(roots, [design.driver(), *design.ops], core)
+def link(design: Design, more: Sequence[Protocol] = ()) -> Program:
+    """The program that every scheduler runs: the design, the core it names, the CPU side, and what else is wanted."""
+    roots = [mm_init, design.open, attach, replay_rows, device_access, process_exit, *more]
+    return Program(roots, [design.driver(), *design.ops], design.replacements())
 
 
 @cache

@@ -1,52 +1,79 @@
-"""Threads of a program, taken one access to shared state at a time, in any order.
-
-The whole of a thread lies in the world: ``state()`` copied is a snapshot of all threads, ``restore()`` goes back to it.
-"""
+"""Threads that can be taken one step further at a time, in any order, their whole state in the world."""
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 from faultpath.engine import world
-from faultpath.engine.native import Native
+from faultpath.engine.native import Library
 from faultpath.engine.status import explain
+from faultpath.engine.thread import HEADER, NUMBER, PC, RESULT, START
 from faultpath.engine.world import Words
-from faultpath.protocol.language import Protocol
+from faultpath.errors import FaultpathError
+from faultpath.protocol import steps
+from faultpath.protocol.language import Helper, Primitive, Protocol
+from faultpath.protocol.native import STOPPED, assembly
 from faultpath.protocol.program import Program
-from faultpath.protocol.resumable import (
-    BLOCKED,
-    ENDED,
-    FRAME,
-    NUMBER,
-    PC,
-    REGISTERS,
-    RESULT,
-    RETURN_PC,
-    STACK,
-    STEPPED,
-)
+from faultpath.protocol.resumable import BLOCKED, ENDED, STEPPED, plain_step
+
+
+class Routine:
+    """What a thread runs: a protocol as steps."""
+
+    def __init__(self, program: Program, root: Protocol) -> None:
+        self.program = program
+        self.code = steps.flatten(program, root)
+
+    @property
+    def words(self) -> int:
+        """Words that a thread takes, a multiple of eight."""
+        return -(-(HEADER + self.code.slot_count) // 8) * 8
+
+    @cached_property
+    def step(self) -> Any:
+        """``step(w, thread)``."""
+        atoms = [f for f in self.program.functions if isinstance(f, Primitive | Helper)]
+        text = assembly(Program(atoms)) + plain_step(self.program, self.code, "step")
+        self.library = Library(text, ["step"])
+        return self.library.function("step", 1)
+
+    def begin(self, w: Words, thread: int, number: int, args: tuple[int, ...]) -> None:
+        """Make the words at ``thread`` a thread that has not begun."""
+        w[thread : thread + self.words] = 0
+        w[thread + PC] = START
+        w[thread + NUMBER] = number
+        w[thread + HEADER : thread + HEADER + len(args)] = args
+
+    def where(self, pc: int) -> str:
+        """Function and source line of an instruction."""
+        if pc == -1:
+            return "ended"
+        protocol, line = self.code.frames[max(pc, 0)][-1]
+        return f"{protocol.__module__.rpartition('.')[2]}.py:{line} in {protocol.__name__}"
 
 
 class Stepper:
     """Runs a program's protocols as threads."""
 
     def __init__(self, program: Program) -> None:
-        self.native = Native(program, stepping=True)
-        self.layout = self.native.layout
+        self.program = program
+        self.routines: dict[Protocol, Routine] = {}
+        self.threads: dict[int, Routine] = {}  # by address
 
     def spawn(self, w: Words, number: int, protocol: Protocol, *args: int) -> int:
         """A new thread that will run ``protocol(*args)``; its address.
 
         :param number: tells threads apart as owners of locks; 0 is who set the world up
         """
-        protocol = self.native.program.resolve(protocol)
-        units = -(-(STACK + self.layout.stack_words(protocol)) // 8)
+        protocol = self.program.resolve(protocol)
+        if protocol not in self.routines:
+            self.routines[protocol] = Routine(self.program, protocol)
+        routine = self.routines[protocol]
         thread = int(w[world.BRK])
-        w[world.BRK] += 8 * units
-        frame = thread + STACK
-        w[thread + PC] = self.layout.entry[protocol]
-        w[thread + FRAME] = frame
-        w[thread + NUMBER] = number
-        w[frame + RETURN_PC] = -1
-        w[frame + REGISTERS : frame + REGISTERS + len(args)] = args
+        w[world.BRK] += routine.words
+        routine.begin(w, thread, number, args)
+        self.threads[thread] = routine
         return thread
 
     def step(self, w: Words, thread: int) -> int:
@@ -56,10 +83,11 @@ class Stepper:
 
         :raises FaultpathError: it broke a rule of the kernel
         """
-        try:
-            return self.native.step(w, thread)
-        except world.Stop:
-            raise explain(w, self.where(w, thread)) from None
+        w[world.TID] = w[thread + NUMBER]
+        result: int = self.threads[thread].step(w.ctypes.data, thread)
+        if result == STOPPED:
+            raise explain(w, self.where(w, thread))
+        return result
 
     def run(self, w: Words, thread: int) -> int:
         """Take a thread to its end, alone; its result.
@@ -83,11 +111,7 @@ class Stepper:
 
     def where(self, w: Words, thread: int) -> str:
         """Function and source line a thread has come to."""
-        pc = int(w[thread + PC])
-        if pc < 0:
-            return "ended"
-        protocol, line = self.layout.lines[pc]
-        return f"{protocol.__module__.rpartition('.')[2]}.py:{line} in {protocol.__name__}"
+        return self.threads[thread].where(int(w[thread + PC]))
 
 
-__all__ = ["BLOCKED", "ENDED", "STEPPED", "Stepper"]
+__all__ = ["BLOCKED", "ENDED", "STEPPED", "FaultpathError", "Routine", "Stepper"]

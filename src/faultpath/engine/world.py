@@ -29,7 +29,6 @@ DIR_BITS = 8
 MM = 9  # the process's mm and the device that mirrors it, for the schedulers
 DEVICE = 10
 NEXT_FRAME = 11  # the last frame number given to a page
-SCRATCH = 12  # tree nodes read that no counter wants
 CAPACITY = 13  # words in all: where the heap must stop
 
 FREE = 16  # free lists, by class
@@ -37,11 +36,12 @@ N_CLASSES = 72
 COUNTER = FREE + N_CLASSES
 LOCK = COUNTER + 32  # two words per lock role: acquired for reading, acquired for writing (or acquired)
 N_LOCKS = 16
+SCRATCH = LOCK - 1  # tree nodes read that no counter wants
 ROWS_WORDS = 1 << 20  # above the heap: rows of a trace on their way in, no part of the state
 HEAP = LOCK + 2 * N_LOCKS + 8 & ~7
 
 INDEX: dict[str, int] = {name: COUNTER + i for i, name in enumerate([*COUNTERS, *GAUGES])}
-assert len(INDEX) <= LOCK - COUNTER
+assert len(INDEX) < LOCK - COUNTER
 
 # Statuses. Jitted code stores one and raises Stop; engine.errors words it.
 OK = 0

@@ -330,11 +330,21 @@ class _Checker:
             args = self.arguments(node, target, node.args)
             self.out.calls.append(target)
             if isinstance(target, Primitive) and target.has_role:
-                args = (*args, ir.Const(role_index(self.expression(node.args[0])[1])))
+                args = (*args, self.lock_class(node.args[0]))
             return ir.Call(target, args), target.returns
         if isinstance(target, StructCall):
             return self.struct_call(node, target)
+        if target is language.call_native and self.words:
+            return ir.CallNative(self.value(node.args[0]), tuple(map(self.value, node.args[2:]))), int
         self.refuse(node, f"'{ast.unparse(node.func)}' cannot be called here", "call protocols and primitives only")
+
+    def lock_class(self, node: ast.expr) -> ir.LockClass:
+        """The class of the lock that an expression names: the structure and the field it is embedded in."""
+        expr, type_ = self.expression(node)
+        name = type_.__name__
+        if isinstance(node, ast.Attribute) and isinstance(expr, ir.Address):
+            name = f"{self.expression(node.value)[1].fields[node.attr].owner}.{node.attr}"  # type: ignore[attr-defined]
+        return ir.LockClass(role_index(type_), name)
 
     def container_of(self, node: ast.Call) -> tuple[ir.Expr, type]:
         """``container_of(Struct, "field", address)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,28 @@ class HasOp:
     selector: Expr
 
 
-Expr = Const | Local | Load | Address | Unary | Binary | Logic | Select | Call | HookCall | HasOp
+@dataclass(frozen=True)
+class LockClass:
+    """Which lock a primitive takes: its role, and the structure and field it is (lockdep's lock class)."""
+
+    role: int
+    name: str
+
+    @property
+    def number(self) -> int:
+        """The role in the low eight bits, a number for the name above them."""
+        return zlib.crc32(self.name.encode()) << 8 | self.role
+
+
+@dataclass(frozen=True)
+class CallNative:
+    """A call of machine code by its address: ``code(w, args...)``."""
+
+    address: Expr
+    args: tuple[Expr, ...]
+
+
+Expr = Const | Local | Load | Address | Unary | Binary | Logic | Select | Call | HookCall | HasOp | LockClass | CallNative
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,11 @@ class Protocol:
 class Primitive:
     """One atomic step, a function ``fn(w, *args)`` of words; ``blocks`` says that it may have to wait."""
 
-    def __init__(self, fn: Callable[..., Any], blocks: bool, has_role: bool) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], blocks: bool, has_role: bool, replaces: Primitive | None = None
+    ) -> None:
         self.fn = fn
+        self.replaces = replaces
         self.blocks = blocks
         self.has_role = has_role
         self.__name__ = fn.__name__
@@ -89,7 +92,8 @@ class Primitive:
 
     def __call__(self, *args: int) -> Any:
         extra = (role_index(type(args[0])),) if self.has_role else ()
-        value = self.fn(current.w, *(int(a) for a in args), *extra)
+        target = current.program.resolve(self) if current.program else self
+        value = target.fn(current.w, *(int(a) for a in args), *extra)
         if self.blocks and value:
             current.w[STATUS] = WOULD_BLOCK
             raise Stop
@@ -100,16 +104,26 @@ class Primitive:
 
 
 class Helper:
-    """A piece that primitives share: a function ``fn(w, ...)`` of words, part of the step that calls it."""
+    """A piece that primitives share: a function ``fn(w, ...)`` of words, part of the step that calls it.
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    ``raw`` ones belong to the checker: their accesses are not the modelled kernel's.
+    """
+
+    def __init__(self, fn: Callable[..., Any], replaces: Helper | None = None, raw: bool = False) -> None:
         self.fn = fn
+        self.replaces = replaces
+        self.raw = raw
         self.__name__ = fn.__name__
         self.__doc__ = fn.__doc__
         self.__module__ = fn.__module__
 
+    @property
+    def parameters(self) -> list[tuple[str, type]]:
+        return [(name, int) for name in list(inspect.signature(self.fn).parameters)[1:]]
+
     def __call__(self, w: Words, *args: int) -> int:
-        return int(self.fn(w, *args))
+        target = current.program.resolve(self) if current.program else self
+        return int(target.fn(w, *args))
 
 
 class StructCall:
@@ -165,19 +179,28 @@ def protocol(fn: Any = None, *, replaces: Protocol | None = None) -> Any:
     return Protocol(fn)
 
 
-def primitive(fn: Any = None, *, blocks: bool = False, role: bool = False) -> Any:
+def primitive(
+    fn: Any = None, *, blocks: bool = False, role: bool = False, replaces: Primitive | None = None
+) -> Any:
     """Mark a function ``fn(w, ...)`` as one atomic step.
 
     :param blocks: it returns 1, having changed nothing, when the caller must wait
-    :param role: it takes a last argument ``role``, the index of the lock's role, taken from its first argument's type
+    :param role: it takes a last argument ``role``: the lock's role (low eight bits) and class, from its first argument
+    :param replaces: the primitive whose place it takes in programs linked with it
     """
     if fn is None:
-        return lambda f: Primitive(f, blocks, role)
+        return lambda f: Primitive(f, blocks, role, replaces)
     return Primitive(fn, blocks, role)
 
 
-def helper(fn: Callable[..., Any]) -> Helper:
-    """Mark a function ``fn(w, ...)`` that primitives call."""
+def helper(fn: Any = None, *, replaces: Helper | None = None, raw: bool = False) -> Any:
+    """Mark a function ``fn(w, ...)`` that primitives call.
+
+    :param replaces: the helper whose place it takes in programs linked with it
+    :param raw: it is the checker's own: what it reads and writes is not checked
+    """
+    if fn is None:
+        return lambda f: Helper(f, replaces, raw)
     return Helper(fn)
 
 
@@ -213,6 +236,14 @@ def wait_event(condition: bool) -> None:
     if not condition:
         current.w[STATUS] = WOULD_BLOCK
         raise Stop
+
+
+def call_native(address: int, w: Words, *args: int) -> int:
+    """Call machine code ``code(w, args...)`` at an address; for helpers of the checker."""
+    import ctypes
+
+    code = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * len(args))(int(address))
+    return int(code(w.ctypes.data, *args))
 
 
 def container_of(struct: type[S], field: str, address: int) -> S:

@@ -26,7 +26,7 @@ def assembly(program: Program, known: dict[int, int] | None = None) -> str:
     stopping = stopping_functions(program)
     exported = set(program.roots)
     parts = [
-        _FunctionEmitter(program, function, stopping, source in exported, known).text()
+        FunctionEmitter(program, function, stopping, source in exported, known).text()
         for source, function in program.functions.items()
     ]
     return "\n".join([*parts, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
@@ -53,7 +53,7 @@ def _may_stop(program: Program, node: object, stopping: set[Source]) -> bool:
     if isinstance(node, ir.Binary) and node.op in ("//", "%"):
         return True
     if isinstance(node, ir.Call):
-        target = program.resolve(node.target) if isinstance(node.target, Protocol) else node.target
+        target = program.resolve(node.target)
         if target in stopping or (isinstance(target, Primitive) and target.blocks):
             return True
     if hasattr(node, "__dataclass_fields__"):
@@ -111,9 +111,17 @@ class Emitter:
 
     # --- expressions
 
-    def address(self, base: ir.Expr, offset: int) -> str:
-        index = self.value(base) if offset == 0 else self.value(ir.Address(base, offset))
+    def index(self, base: ir.Expr, offset: int) -> str:
+        return self.value(base) if offset == 0 else self.value(ir.Address(base, offset))
+
+    def word_at(self, index: str) -> str:
         return self.let(f"getelementptr i64, ptr %w, i64 {index}")
+
+    def load(self, base: ir.Expr, offset: int) -> str:
+        return self.let(f"load i64, ptr {self.word_at(self.index(base, offset))}")
+
+    def store(self, base: ir.Expr, offset: int, value: str) -> None:
+        self.put(f"store i64 {value}, ptr {self.word_at(self.index(base, offset))}")
 
     def value(self, expr: ir.Expr) -> str:
         """An i64."""
@@ -125,7 +133,13 @@ class Emitter:
             case ir.Load(base=ir.Const(value=word), offset=0) if word in self.known:
                 return str(self.known[word])
             case ir.Load(base=base, offset=offset):
-                return self.let(f"load i64, ptr {self.address(base, offset)}")
+                return self.load(base, offset)
+            case ir.LockClass():
+                return str(expr.number)
+            case ir.CallNative(address=address, args=args):
+                code = self.let(f"inttoptr i64 {self.value(address)} to ptr")
+                text = ", ".join(["ptr %w", *(f"i64 {self.value(a)}" for a in args)])
+                return self.let(f"call i64 {code}({text})")
             case ir.Address(base=base, offset=offset):
                 return self.let(f"add i64 {self.value(base)}, {offset}")
             case ir.Binary(op="min" | "max" as op, a=a, b=b):
@@ -213,7 +227,7 @@ class Emitter:
         return self.let(f"icmp ne i64 {self.value(expr)}, 0")
 
     def call(self, target: Source, args: list[str]) -> str:
-        target = self.program.resolve(target) if isinstance(target, Protocol) else target
+        target = self.program.resolve(target)
         result = self.invoke(target, args)
         if isinstance(target, Primitive) and target.blocks:
             self.stop_if(self.let(f"icmp ne i64 {result}, 0"), WOULD_BLOCK)
@@ -242,7 +256,7 @@ class Emitter:
         return self.let(f"load i64, ptr {out}")
 
 
-class _FunctionEmitter(Emitter):
+class FunctionEmitter(Emitter):
     """A whole function, structured as its tree is; locals are words of the native stack."""
 
     def __init__(
@@ -290,11 +304,10 @@ class _FunctionEmitter(Emitter):
                 self.put(f"store i64 {self.value(value)}, ptr {self.places[name]}")
             case ir.Store(base=base, offset=offset, value=value):
                 # The value first, as Python does.
-                result = self.value(value)
-                self.put(f"store i64 {result}, ptr {self.address(base, offset)}")
+                self.store(base, offset, self.value(value))
             case ir.Count(index=index, amount=amount):
                 result = self.value(amount)
-                where = self.address(ir.Const(index), 0)
+                where = self.word_at(str(index))
                 before = self.let(f"load i64, ptr {where}")
                 self.put(f"store i64 {self.let(f'add i64 {before}, {result}')}, ptr {where}")
             case ir.Evaluate(value=value):

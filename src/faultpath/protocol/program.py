@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar, cast
 
 from faultpath.errors import FaultpathError
 from faultpath.protocol import ir
@@ -10,6 +11,7 @@ from faultpath.protocol.check import check
 from faultpath.protocol.language import Helper, Ops, Primitive, Protocol
 
 Source = Protocol | Primitive | Helper
+S = TypeVar("S", bound=Source)
 
 
 class Program:
@@ -17,15 +19,15 @@ class Program:
 
     :param roots: protocols that a scheduler calls
     :param ops: tables of function pointers that hooks may meet
-    :param core: protocols that take the place of others (those with ``replaces`` do)
+    :param core: functions that take the place of others (those with ``replaces`` do)
     """
 
-    def __init__(self, roots: Iterable[Protocol], ops: Iterable[Ops] = (), core: Iterable[Protocol] = ()) -> None:
+    def __init__(self, roots: Iterable[Source], ops: Iterable[Ops] = (), core: Iterable[Source] = ()) -> None:
         self.ops = list(ops)
-        self.replaced = {p.replaces: p for p in core if p.replaces is not None}
+        self.replaced: dict[Source, Source] = {p.replaces: p for p in core if p.replaces is not None}
         self.functions: dict[Source, ir.Function] = {}  # callees before callers
         self.handlers: dict[int, Protocol] = {}
-        self.roots = [self.resolve(p) for p in roots]
+        self.roots: list[Source] = [self.resolve(p) for p in roots]
         # Work handlers are met while functions are checked, and become targets of the hook that runs them.
         found = -1
         while found != len(self.handlers):
@@ -35,9 +37,11 @@ class Program:
                 self._visit(root, ())
         self.names = self._names()
 
-    def resolve(self, protocol: Protocol) -> Protocol:
-        """The protocol that runs when this one is called."""
-        return self.replaced.get(protocol, protocol)
+    def resolve(self, source: S) -> S:
+        """The function that runs when this one is called."""
+        while source in self.replaced:
+            source = cast(S, self.replaced[source])
+        return source
 
     def targets(self, slot: str) -> dict[int, Protocol]:
         """What a hook's selector can name: number of the table, or of the handler, to protocol."""
@@ -53,7 +57,7 @@ class Program:
             return
         function = check(source)
         self.handlers.update({p.number: p for p in function.numbers})
-        callees: list[Source] = [self.resolve(p) if isinstance(p, Protocol) else p for p in function.calls]
+        callees: list[Source] = [self.resolve(p) for p in function.calls]
         for hook in function.hooks:
             callees += self.targets(hook.slot).values()
         for callee in callees:

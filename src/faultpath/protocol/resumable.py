@@ -1,204 +1,307 @@
-"""Back end two: a program as one function ``step(w, thread)`` that takes a thread one access to shared state further.
+"""Back end two: a thread's program as one function ``step(w, thread)`` that takes it further and can stop anywhere.
 
-A thread is words of the world, from its address on: program counter, frame, number, result, then its stack. A frame
-is: program counter to return to, frame to return to, register for the result, then the registers. The program counter
-is the number of an instruction, counted over the whole program; -1 says that the thread has ended.
+A thread is words of the world, from its address on: where it is (the number of an instruction; -1: ended), its number,
+its result, what it holds, then the registers that matter at that point. Registers that do not matter are zero there,
+so that equal states have equal words. Copy the world and it can be taken on from there, in any order with others.
 
-All that a thread knows is in those words: copy the world and it can be taken on from there, in any order with others.
+Plain, a call of ``step`` takes exactly one step. Checked (``checked=True``) it also goes on through steps that no other
+thread can tell apart from the one before (see :mod:`faultpath.engine.sanitizer`), every access is looked at as a debug
+kernel does, and every word written is logged so that it can be undone.
 """
 
 from __future__ import annotations
 
-from faultpath.engine.world import BAD_ADDRESS, STATUS, TID
-from faultpath.protocol import steps
-from faultpath.protocol.language import Protocol
-from faultpath.protocol.native import STOPPED, Emitter, stopping_functions
-from faultpath.protocol.program import Program
-
-PC, FRAME, NUMBER, RESULT, STACK = range(5)
-RETURN_PC, RETURN_FRAME, RETURN_REGISTER, REGISTERS = range(4)
+from faultpath.engine import arena, sanitizer
+from faultpath.engine.thread import HEADER, PC, RESULT
+from faultpath.engine.world import BAD_ADDRESS, COUNTER, STATUS, TID
+from faultpath.protocol import ir, steps
+from faultpath.protocol.language import Helper, Primitive
+from faultpath.protocol.native import STOPPED, Emitter, FunctionEmitter, stopping_functions
+from faultpath.protocol.program import Program, Source
 
 STEPPED, BLOCKED, ENDED = range(3)  # what step() returns, or STOPPED
 
+MAX_STEPS = 4096  # of one call: a thread that goes on longer by itself spins
 
-class Layout:
-    """Where every instruction and register of a program is."""
-
-    def __init__(self, program: Program) -> None:
-        self.codes = {
-            source: steps.flatten(program, function)
-            for source, function in program.functions.items()
-            if isinstance(source, Protocol)
-        }
-        self.entry: dict[Protocol, int] = {}
-        self.lines: list[tuple[Protocol, int]] = []  # of each instruction
-        for protocol, code in self.codes.items():
-            self.entry[protocol] = len(self.lines)
-            self.lines += [(protocol, instruction.line) for instruction in code.instructions]
-        self.program = program
-
-    def frame_words(self, protocol: Protocol) -> int:
-        """Words of a protocol's frame."""
-        return REGISTERS + len(self.codes[protocol].registers)
-
-    def stack_words(self, protocol: Protocol) -> int:
-        """Words of stack that a thread needs which starts with a protocol: its deepest chain of calls."""
-        callees = [i.target for i in self.codes[protocol].instructions if isinstance(i, steps.Enter)]
-        return self.frame_words(protocol) + max(map(self.stack_words, callees), default=0)
+CHECKED = [
+    sanitizer.read_word,
+    sanitizer.read_field,
+    sanitizer.read_global,
+    sanitizer.write_word,
+    sanitizer.write_field,
+    sanitizer.write_global,
+    sanitizer.put,
+    sanitizer.shared,
+    sanitizer.undo_to,
+    sanitizer.thread_ends,
+]
 
 
-def step_function(program: Program, layout: Layout) -> str:
-    """Text of ``step``, to follow the program's functions in one module."""
-    return _StepEmitter(program, layout).text()
+def plain_step(program: Program, code: steps.Code, name: str) -> str:
+    """Text of the plain ``step``, to follow the program's functions in one module."""
+    return _StepEmitter(program, code, stopping_functions(program), False).text(name)
+
+
+def checked_module(program: Program, code: steps.Code, name: str) -> str:
+    """Text of a whole module: the checked ``step`` and the primitives that it uses."""
+    stopping = stopping_functions(program) | {
+        f for f in program.functions if not isinstance(f, Helper) or not f.raw
+    }
+    parts = []
+    for source, function in program.functions.items():
+        if isinstance(source, Primitive | Helper):
+            raw = isinstance(source, Helper) and source.raw
+            emitter = FunctionEmitter if raw else _CheckedFunctionEmitter
+            parts.append(emitter(program, function, stopping, False, None).text())
+    step = _StepEmitter(program, code, stopping, True).text(name)
+    return "\n".join([*parts, step, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
+
+
+class _Checked(Emitter):
+    """Accesses go through the sanitizer. What is not an object (a named word) is shared state or bookkeeping."""
+
+    def helper(self, target: Helper, *args: str) -> str:
+        return self.invoke(target, list(args))
+
+    def load(self, base: ir.Expr, offset: int) -> str:
+        index = self.index(base, offset)
+        if isinstance(base, ir.Const):
+            if arena.is_state(base.value + offset):
+                self.helper(sanitizer.read_global, index)
+        else:
+            self.helper(sanitizer.read_word, index)
+        return self.let(f"load i64, ptr {self.word_at(index)}")
+
+    def store(self, base: ir.Expr, offset: int, value: str) -> None:
+        index = self.index(base, offset)
+        if not isinstance(base, ir.Const):
+            self.helper(sanitizer.write_word, index, value)
+        elif arena.is_state(base.value + offset):
+            self.helper(sanitizer.write_global, index, value)
+        else:
+            self.put(f"store i64 {value}, ptr {self.word_at(index)}")
+
+
+class _CheckedFunctionEmitter(_Checked, FunctionEmitter):
+    """A primitive, or a helper of one, whose accesses are checked and logged."""
 
 
 class _StepEmitter(Emitter):
-    """Registers live in the frame instead of on the native stack; expressions are those of the native back end."""
+    """One function with a way in at every step; in it registers are on the native stack, between calls in the thread."""
 
-    def __init__(self, program: Program, layout: Layout) -> None:
-        super().__init__(program, stopping_functions(program))
-        self.layout = layout
-        self.code = next(iter(layout.codes.values()))
+    def __init__(self, program: Program, code: steps.Code, stopping: set[Source], checked: bool) -> None:
+        super().__init__(program, stopping)
+        self.code = code
+        self.checked = checked
+        self.places: dict[str, str] = {}
 
-    def text(self) -> str:
-        self.lines = ["define i64 @step(ptr %w, i64 %thread) nounwind {"]
-        for name in ("acted", "frame", "pc"):
-            self.put(f"%{name} = alloca i64")
-        self.put("store i64 0, ptr %acted")
-        self.put(f"store i64 {self.word('%thread', FRAME)}, ptr %frame")
-        self.put(f"store i64 {self.word('%thread', PC)}, ptr %pc")
-        self.put(f"store i64 {self.word('%thread', NUMBER)}, ptr {self.place(str(TID), 0)}")
-        self.put("br label %dispatch")
-        for protocol, code in self.layout.codes.items():
-            self.code = code
-            first = self.layout.entry[protocol]
-            for index, instruction in enumerate(code.instructions):
-                self.label(f"at.{first + index}")
-                self.instruction(instruction, first, first + index)
-        self.label("dispatch")
-        cases = " ".join(f"i64 {i}, label %at.{i}" for i in range(len(self.layout.lines)))
-        self.put(f"switch i64 {self.let('load i64, ptr %pc')}, label %stopped [ {cases} ]")
-        for name, value in (("stepped", STEPPED), ("blocked", BLOCKED)):
-            self.label(name)
-            self.save()
+    def text(self, name: str) -> str:
+        code = self.code
+        ends = [i for i, instruction in enumerate(code.instructions) if isinstance(instruction, steps.STEPS)]
+        body: list[str] = []
+        self.lines = body
+        for i, instruction in enumerate(code.instructions):
+            self.instruction(i, instruction)
+        for i in ends:
+            self.label(f"resume.{i}")
+            self.restore(code.live[i])
+            self.put(f"br label %do.{i}")
+        self.label("resume.start")
+        self.restore([r for r in code.slots if code.slots[r] < len(code.root.parameters) and "." not in r])
+        self.put("br label %at.0")
+        for label, value in (("stepped", STEPPED), ("blocked", BLOCKED), ("stopped", STOPPED)):
+            self.label(label)
             self.put(f"ret i64 {value}")
-        self.label("ended")
-        self.put(f"store i64 -1, ptr {self.place('%thread', PC)}")
-        self.put(f"ret i64 {ENDED}")
-        self.label("stopped")
-        self.save()
-        self.put(f"ret i64 {STOPPED}")
-        return "\n".join([*self.lines, "}", ""])
+        self.lines = [f'define i64 @"{name}"(ptr %w, i64 %thread) nounwind {{']
+        for place in self.places.values():
+            self.put(f"{place} = alloca i64")
+            self.put(f"store i64 0, ptr {place}")
+        self.put("%taken = alloca i64")
+        self.put("store i64 0, ptr %taken")
+        self.put("%mark = alloca i64")
+        self.put("%asked = alloca i64")
+        pc = self.word("%thread", PC)
+        cases = " ".join(f"i64 {i}, label %resume.{i}" for i in ends)
+        self.put(f"switch i64 {pc}, label %resume.start [ {cases} ]")
+        return "\n".join([*self.lines, *body, "}", ""])
 
-    def save(self) -> None:
-        self.put(f"store i64 {self.let('load i64, ptr %pc')}, ptr {self.place('%thread', PC)}")
-        self.put(f"store i64 {self.let('load i64, ptr %frame')}, ptr {self.place('%thread', FRAME)}")
+    # --- words and registers
 
-    # --- words of the world
-
-    def place(self, base: str, offset: int) -> str:
-        index = self.let(f"add i64 {base}, {offset}")
-        return self.let(f"getelementptr i64, ptr %w, i64 {index}")
+    def slot(self) -> str:
+        name = f"%{self.fresh('slot')}"
+        self.places[name] = name
+        return name
 
     def word(self, base: str, offset: int) -> str:
-        return self.let(f"load i64, ptr {self.place(base, offset)}")
+        return self.let(f"load i64, ptr {self.word_at(self.let(f'add i64 {base}, {offset}'))}")
 
-    def register(self, name: str) -> str:
-        """Address of a register of the running frame."""
-        return self.place(self.let("load i64, ptr %frame"), REGISTERS + self.code.registers.index(name))
+    def named(self, index: int) -> str:
+        return self.let(f"load i64, ptr {self.word_at(str(index))}")
+
+    def set_named(self, index: int, value: str) -> None:
+        self.put(f"store i64 {value}, ptr {self.word_at(str(index))}")
+
+    def place(self, name: str) -> str:
+        return self.places.setdefault(name, f"%register.{len(self.places)}")
 
     def read(self, name: str) -> str:
-        return self.let(f"load i64, ptr {self.register(name)}")
+        return self.let(f"load i64, ptr {self.place(name)}")
+
+    def set(self, name: str, value: str) -> None:
+        self.put(f"store i64 {value}, ptr {self.place(name)}")
+
+    def write(self, offset: int, value: str) -> None:
+        """A word of the thread."""
+        index = self.let(f"add i64 %thread, {offset}")
+        if self.checked:
+            self.invoke(sanitizer.put, [index, value])
+        else:
+            self.put(f"store i64 {value}, ptr {self.word_at(index)}")
+
+    def restore(self, live: list[str]) -> None:
+        for name in live:
+            self.set(name, self.word("%thread", HEADER + self.code.slots[name]))
+
+    def save(self, pc: int, live: list[str]) -> None:
+        """Where the thread is, the registers that matter there, zero for the others."""
+        self.write(PC, str(pc))
+        kept = {self.code.slots[name]: name for name in live}
+        for slot in range(self.code.slot_count):
+            self.write(HEADER + slot, self.read(kept[slot]) if slot in kept else "0")
 
     # --- instructions
 
-    def instruction(self, instruction: steps.Instruction, first: int, index: int) -> None:
+    def instruction(self, i: int, instruction: steps.Instruction) -> None:
+        self.label(f"at.{i}")
         if isinstance(instruction, steps.STEPS):
-            self.once(index)
-        following = f"br label %at.{index + 1}"
+            self.arrive(i, instruction)
+            self.label(f"do.{i}")
+            self.step(i, instruction)
+            return
         match instruction:
             case steps.Let(to=to, value=value):
-                result = self.value(value)
-                self.put(f"store i64 {result}, ptr {self.register(to)}")
-                self.put(following)
-            case steps.Load(to=to, address=address):
-                result = self.word(self.value(address), 0)
-                self.put(f"store i64 {result}, ptr {self.register(to)}")
-                self.put(following)
-            case steps.Store(address=address, value=value):
-                result = self.value(value)
-                self.put(f"store i64 {result}, ptr {self.place(self.value(address), 0)}")
-                self.put(following)
-            case steps.Invoke(to=to, target=target, args=args):
-                result = self.invoke(target, [self.value(a) for a in args])
-                if target.blocks:
-                    self.block_if(self.let(f"icmp ne i64 {result}, 0"))
-                self.put(f"store i64 {result}, ptr {self.register(to)}")
-                self.put(following)
-            case steps.Guard(condition=condition):
-                self.block_if(self.let(f"xor i1 {self.test(condition)}, true"))
-                self.put(following)
+                self.set(to, self.value(value))
+                self.put(f"br label %at.{i + 1}")
+            case steps.Count(index=counter) if self.checked:
+                self.set_named(arena.SEEN + counter - COUNTER, "1")
+                self.put(f"br label %at.{i + 1}")
             case steps.Count(index=counter, amount=amount):
-                total = self.let(f"add i64 {self.word(str(counter), 0)}, {self.value(amount)}")
-                self.put(f"store i64 {total}, ptr {self.place(str(counter), 0)}")
-                self.put(following)
+                self.set_named(counter, self.let(f"add i64 {self.named(counter)}, {self.value(amount)}"))
+                self.put(f"br label %at.{i + 1}")
             case steps.Jump(to=to):
-                self.put(f"br label %at.{first + to}")
-            case steps.Branch(test=test, yes=yes, no=no):
-                self.put(f"br i1 {self.test(test)}, label %at.{first + yes}, label %at.{first + no}")
-            case steps.Enter():
-                self.enter(instruction, index)
-            case steps.Leave(value=value):
-                self.leave(self.value(value))
+                self.put(f"br label %at.{to}")
+            case steps.Branch():
+                to = steps.following(instruction, i)
+                if len(to) == 1:
+                    self.put(f"br label %at.{to[0]}")
+                else:
+                    self.put(f"br i1 {self.test(instruction.test)}, label %at.{to[0]}, label %at.{to[1]}")
+            case steps.End(value=value):
+                if self.checked:
+                    self.invoke(sanitizer.thread_ends, [])
+                self.write(RESULT, self.value(value))
+                self.save(-1, [])
+                self.put(f"ret i64 {ENDED}")
             case steps.Unbound():
-                self.put(f"store i64 {BAD_ADDRESS}, ptr {self.place(str(STATUS), 0)}")
+                self.set_named(STATUS, str(BAD_ADDRESS))
                 self.put("br label %stopped")
 
-    def once(self, index: int) -> None:
-        """One access per call: the second one waits for the next."""
-        go = self.fresh("go")
-        self.put(f"store i64 {index}, ptr %pc")
-        acted = self.let("load i64, ptr %acted")
-        self.put(f"br i1 {self.let(f'icmp ne i64 {acted}, 0')}, label %stepped, label %{go}")
-        self.label(go)
-        self.put("store i64 1, ptr %acted")
+    def arrive(self, i: int, instruction: steps.Step) -> None:
+        """Before a step: stop here, unless it is this call's first or one that nobody else can tell."""
+        go, stay = self.fresh("go"), self.fresh("stay")
+        taken = self.let("load i64, ptr %taken")
+        if not self.checked:
+            self.put(f"br i1 {self.let(f'icmp eq i64 {taken}, 0')}, label %do.{i}, label %{stay}")
+        else:
+            self.put(f"br i1 {self.let(f'icmp eq i64 {taken}, 0')}, label %do.{i}, label %{go}")
+            self.label(go)
+            if isinstance(instruction, steps.Load | steps.Store):
+                write = "1" if isinstance(instruction, steps.Store) else "0"
+                shared = self.invoke(sanitizer.shared, [self.value(instruction.address), write])
+                self.put(f"br i1 {self.let(f'icmp ne i64 {shared}, 0')}, label %{stay}, label %do.{i}")
+            else:
+                # Whether others can tell is known afterwards: then it is undone, and taken by the next call.
+                fine = self.let(f"icmp eq i64 {self.named(arena.FINE)}, 0")
+                self.put(f"store i64 {self.named(arena.LOG_TOP)}, ptr %mark")
+                self.put(f"store i64 {self.named(arena.ASKED)}, ptr %asked")
+                self.put(f"br i1 {fine}, label %do.{i}, label %{stay}")
+        self.label(stay)
+        self.save(i, self.code.live[i])
+        self.put("br label %stepped")
+        if self.checked and not isinstance(instruction, steps.Load | steps.Store):
+            self.label(f"back.{i}")
+            first = self.let(f"icmp eq i64 {self.let('load i64, ptr %taken')}, 0")
+            undo = self.fresh("undo")
+            self.put(f"br i1 {first}, label %blocked, label %{undo}")
+            self.label(undo)
+            self.invoke(sanitizer.undo_to, [self.let("load i64, ptr %mark")])
+            self.set_named(arena.ASKED, self.let("load i64, ptr %asked"))
+            self.put(f"br label %{stay}")
 
-    def block_if(self, condition: str) -> None:
+    def step(self, i: int, instruction: steps.Step) -> None:
+        back = f"back.{i}" if self.checked else "blocked"
+        match instruction:
+            case steps.Load(to=to, address=address):
+                index = self.value(address)
+                if self.checked:
+                    self.invoke(sanitizer.read_field, [index])
+                self.set(to, self.let(f"load i64, ptr {self.word_at(index)}"))
+            case steps.Store(address=address, value=value):
+                result, index = self.value(value), self.value(address)
+                if self.checked:
+                    self.invoke(sanitizer.write_field, [index, result])
+                else:
+                    self.put(f"store i64 {result}, ptr {self.word_at(index)}")
+            case steps.Invoke(to=to, target=target, args=args):
+                if self.checked:
+                    self.set_named(arena.VISIBLE, "0")
+                result = self.invoke(target, [self.value(a) for a in args])
+                if target.blocks:
+                    self.leave_if(self.let(f"icmp ne i64 {result}, 0"), back)
+                self.stop_if_others_can_tell(back)
+                self.set(to, result)
+            case steps.Guard(condition=condition):
+                if self.checked:
+                    self.set_named(arena.VISIBLE, "0")
+                test = _GuardEmitter(self) if self.checked else self
+                self.leave_if(self.let(f"xor i1 {test.test(condition)}, true"), back)
+                self.stop_if_others_can_tell(back)
+        count = self.let(f"add i64 {self.let('load i64, ptr %taken')}, 1")
+        self.put(f"store i64 {count}, ptr %taken")
+        if self.checked:
+            self.set_named(arena.TAKEN, count)
+            self.stop_if(self.let(f"icmp sgt i64 {count}, {MAX_STEPS}"), arena.SPINS)
+        self.put(f"br label %at.{i + 1}")
+
+    def stop_if_others_can_tell(self, back: str) -> None:
+        """A step after the first that turned out to be visible is taken back."""
+        if self.checked:
+            seen = self.let(f"icmp ne i64 {self.named(arena.VISIBLE)}, 0")
+            later = self.let(f"icmp ne i64 {self.let('load i64, ptr %taken')}, 0")
+            self.leave_if(self.let(f"and i1 {seen}, {later}"), back)
+
+    def leave_if(self, condition: str, label: str) -> None:
         on = self.fresh("on")
-        self.put(f"br i1 {condition}, label %blocked, label %{on}")
+        self.put(f"br i1 {condition}, label %{label}, label %{on}")
         self.label(on)
 
-    def enter(self, call: steps.Enter, index: int) -> None:
-        values = [self.value(a) for a in call.args]
-        frame = self.let("load i64, ptr %frame")
-        new = self.let(f"add i64 {frame}, {REGISTERS + len(self.code.registers)}")
-        register = self.code.registers.index(call.to)
-        for offset, value in ((RETURN_PC, index + 1), (RETURN_FRAME, frame), (RETURN_REGISTER, register)):
-            self.put(f"store i64 {value}, ptr {self.place(new, offset)}")
-        registers = self.layout.codes[call.target].registers
-        # Unused registers are zeroed, so that equal states have equal words.
-        for number in range(len(registers)):
-            value = values[number] if number < len(values) else "0"
-            self.put(f"store i64 {value}, ptr {self.place(new, REGISTERS + number)}")
-        self.put(f"store i64 {new}, ptr %frame")
-        self.put(f"br label %at.{self.layout.entry[call.target]}")
 
-    def leave(self, value: str) -> None:
-        """Back to the caller's frame, or the end of the thread; the frame left behind is zeroed."""
-        frame = self.let("load i64, ptr %frame")
-        back = self.word(frame, RETURN_PC)
-        caller = self.word(frame, RETURN_FRAME)
-        register = self.word(frame, RETURN_REGISTER)
-        for offset in range(REGISTERS + len(self.code.registers)):
-            self.put(f"store i64 0, ptr {self.place(frame, offset)}")
-        self.put(f"store i64 {caller}, ptr %frame")
-        self.put(f"store i64 {back}, ptr %pc")
-        last, on = self.fresh("last"), self.fresh("on")
-        self.put(f"br i1 {self.let(f'icmp slt i64 {back}, 0')}, label %{last}, label %{on}")
-        self.label(last)
-        self.put(f"store i64 {value}, ptr {self.place('%thread', RESULT)}")
-        self.put("br label %ended")
-        self.label(on)
-        to = self.let(f"add i64 {caller}, {register}")
-        self.put(f"store i64 {value}, ptr {self.place(to, REGISTERS)}")
-        self.put("br label %dispatch")
+class _GuardEmitter(_Checked):
+    """The condition of a guard: its accesses are part of the step, and checked."""
+
+    def __init__(self, step: _StepEmitter) -> None:
+        super().__init__(step.program, step.stopping)
+        self.outer = step
+        self.lines = step.lines
+
+    def fresh(self, kind: str = "t") -> str:
+        return self.outer.fresh(kind)
+
+    def read(self, name: str) -> str:
+        return self.outer.read(name)
+
+    def slot(self) -> str:
+        return self.outer.slot()
+
+
+__all__ = ["BLOCKED", "ENDED", "STEPPED", "TID", "checked_module", "plain_step"]

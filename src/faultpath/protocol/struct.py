@@ -39,8 +39,9 @@ current = World()
 class Field:
     """One field: its offset in words from the object, and what it holds."""
 
-    def __init__(self, name: str, offset: int, type_: type) -> None:
+    def __init__(self, name: str, offset: int, type_: type, owner: str) -> None:
         self.name = name
+        self.owner = owner  # the structure that declares it
         self.offset = offset
         self.type = type_
         self.embedded = issubclass(type_, Embedded)
@@ -83,7 +84,7 @@ class Struct(int):
             type_ = eval(annotation, scope) if isinstance(annotation, str) else annotation
             if not (isinstance(type_, type) and issubclass(type_, int)):
                 raise TypeError(f"{cls.__name__}.{name}: a field is an int, a Struct or an embedded type, not {type_}")
-            field = Field(name, offset, type_)
+            field = Field(name, offset, type_, cls.__name__)
             setattr(cls, name, field)
             cls.fields[name] = field
             offset += type_.words if issubclass(type_, Embedded) else 1

@@ -15,10 +15,13 @@ from faultpath.engine.world import (
     Stop,
     Words,
 )
+from faultpath.kernel.primitives.debug import may_fail, might_sleep
 from faultpath.protocol.language import StructCall, helper, primitive
 
 GFP_KERNEL = 0
 GFP_ATOMIC = 1
+
+OWNED = 1
 
 ALLOCS = INDEX["allocs"]
 ALLOCS_ATOMIC = INDEX["allocs_atomic"]
@@ -27,8 +30,8 @@ BYTES_PEAK = INDEX["interval_bytes_peak"]
 
 
 @helper
-def take(w: Words, size_class: int, tag: int) -> int:
-    """Address of a zeroed object of ``size_class`` times eight words."""
+def take(w: Words, size_class: int, tag: int, owned: int) -> int:
+    """Address of a zeroed object of ``size_class`` times eight words; ``owned`` ones must be freed some day."""
     obj = w[FREE + size_class]
     if obj:
         w[FREE + size_class] = w[obj + 1]
@@ -72,8 +75,12 @@ def _kmalloc(w: Words, size_class: int, tag: int, size: int, gfp: int) -> int:
     w[ALLOCS] += 1
     if gfp == GFP_ATOMIC:
         w[ALLOCS_ATOMIC] += 1
+    else:
+        might_sleep(w)
+    if may_fail(w, gfp):
+        return 0
     account(w, size)
-    return take(w, size_class, tag)
+    return take(w, size_class, tag, OWNED)
 
 
 @primitive
@@ -87,13 +94,13 @@ def _kfree(w: Words, obj: int, size: int) -> int:
 
 @primitive
 def _on_stack(w: Words, size_class: int, tag: int, size: int) -> int:
-    return take(w, size_class, tag)
+    return take(w, size_class, tag, 0)
 
 
 @primitive
 def _embedded(w: Words, size_class: int, tag: int, size: int) -> int:
     account(w, size)
-    return take(w, size_class, tag)
+    return take(w, size_class, tag, 0)
 
 
 @primitive

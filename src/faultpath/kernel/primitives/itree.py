@@ -12,6 +12,7 @@ Words of a root: 0 root node, 1 leftmost node.
 from __future__ import annotations
 
 from faultpath.engine.world import STATUS, STATUS_ARG, TREE, Stop, Words
+from faultpath.kernel.primitives.debug import tree_insert_valid
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import IntervalTree
 
@@ -143,6 +144,7 @@ def insert_color(w: Words, node: int, root: int) -> int:
 @primitive
 def itree_insert(w: Words, root: IntervalTree, node: int) -> int:
     """interval_tree_insert(): the node's START and LAST are set already. Equal starts go to the right."""
+    tree_insert_valid(w, node)
     start = w[node + START]
     last = w[node + LAST]
     link = root

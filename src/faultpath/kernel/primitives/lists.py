@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from faultpath.engine.world import WORK_HEAD, WORK_TAIL, Words
+from faultpath.kernel.primitives.debug import list_add_valid, list_del_valid
 from faultpath.protocol.language import primitive
 from faultpath.protocol.struct import HlistHead, HlistNode, Work
 
@@ -22,6 +23,7 @@ def hlist_next(w: Words, node: HlistNode) -> int:
 @primitive
 def hlist_add_head(w: Words, node: HlistNode, head: HlistHead) -> int:
     """Put a node at the front."""
+    list_add_valid(w, node)
     first = w[head]
     w[node] = first
     w[node + 1] = head
@@ -34,6 +36,7 @@ def hlist_add_head(w: Words, node: HlistNode, head: HlistHead) -> int:
 @primitive
 def hlist_del(w: Words, node: HlistNode) -> int:
     """Take a node out of whatever list it is in."""
+    list_del_valid(w, node)
     following = w[node]
     w[w[node + 1]] = following
     if following:

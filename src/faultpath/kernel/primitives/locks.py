@@ -1,103 +1,156 @@
-"""Locks, reference counts and SRCU. A lock's acquisitions are counted under its role."""
+"""Locks, reference counts and SRCU. A lock's acquisitions are counted under its role.
+
+``role`` holds the role in its low eight bits, and above them a number for the lock's class, as lockdep has them.
+"""
 
 from __future__ import annotations
 
 from faultpath.engine.world import BAD_ADDRESS, LOCK, REFCOUNT, STATUS, STATUS_ARG, TID, Stop, Words
+from faultpath.kernel.primitives.debug import (
+    READ,
+    SLEEPS,
+    SPINS,
+    WRITE,
+    lock_dropped,
+    lock_taken,
+    lock_tried,
+    lock_wanted,
+    might_sleep,
+    set_lock,
+)
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import Mutex, RefCount, RwSem, SpinLock, Srcu
 
 
-@helper
-def acquire(w: Words, lock: int, role: int) -> int:
+@helper(raw=True)
+def count_lock(w: Words, role: int, write: int) -> int:
+    """One more acquisition."""
+    w[LOCK + 2 * (role & 255) + write] += 1
+    return 0
+
+
+@helper(raw=True)
+def not_held(w: Words, lock: int) -> int:
+    """Somebody gives up what the running thread does not hold: the run stops."""
+    w[STATUS] = BAD_ADDRESS
+    w[STATUS_ARG] = lock
+    raise Stop
+
+
+@helper(raw=True)
+def acquire(w: Words, lock: int, role: int, spins: int) -> int:
     """Take an exclusive lock for the running thread; 1 if somebody holds it."""
     if w[lock] != 0:
         return 1
-    w[lock] = w[TID] + 1
-    w[LOCK + 2 * role + 1] += 1
-    return 0
+    set_lock(w, lock, w[TID] + 1)
+    count_lock(w, role, WRITE)
+    return lock_taken(w, lock, role, WRITE, spins)
 
 
-@helper
-def release(w: Words, lock: int) -> int:
-    """Give up an exclusive lock; unlocking what the thread does not hold stops the run."""
+@helper(raw=True)
+def release(w: Words, lock: int, spins: int) -> int:
+    """Give up an exclusive lock."""
+    lock_dropped(w, lock, WRITE, spins)
     if w[lock] != w[TID] + 1:
-        w[STATUS] = BAD_ADDRESS
-        w[STATUS_ARG] = lock
-        raise Stop
-    w[lock] = 0
-    return 0
+        not_held(w, lock)
+    return set_lock(w, lock, 0)
+
+
+@helper(raw=True)
+def acquire_read(w: Words, lock: int, role: int) -> int:
+    """Take a semaphore for reading; 1 if a writer holds it."""
+    if w[lock] < 0:
+        return 1
+    set_lock(w, lock, w[lock] + 1)
+    count_lock(w, role, READ)
+    return lock_taken(w, lock, role, READ, SLEEPS)
+
+
+@helper(raw=True)
+def acquire_write(w: Words, lock: int, role: int) -> int:
+    """Take a semaphore for writing; 1 if anybody holds it."""
+    if w[lock] != 0:
+        return 1
+    set_lock(w, lock, -w[TID] - 1)
+    count_lock(w, role, WRITE)
+    return lock_taken(w, lock, role, WRITE, SLEEPS)
+
+
+@helper(raw=True)
+def release_read(w: Words, lock: int) -> int:
+    """Give a read lock up."""
+    lock_dropped(w, lock, READ, SLEEPS)
+    if w[lock] <= 0:
+        not_held(w, lock)
+    return set_lock(w, lock, w[lock] - 1)
+
+
+@helper(raw=True)
+def release_write(w: Words, lock: int) -> int:
+    """Give a write lock up."""
+    lock_dropped(w, lock, WRITE, SLEEPS)
+    if w[lock] != -w[TID] - 1:
+        not_held(w, lock)
+    return set_lock(w, lock, 0)
 
 
 @primitive(blocks=True, role=True)
 def mutex_lock(w: Words, lock: Mutex, role: int) -> int:
     """Sleep until the mutex is free, and take it."""
-    return acquire(w, lock, role)
+    lock_wanted(w, lock, role, SLEEPS)
+    return acquire(w, lock, role, SLEEPS)
 
 
 @primitive(role=True)
 def mutex_trylock(w: Words, lock: Mutex, role: int) -> int:
     """Take the mutex if it is free: 1 if taken."""
-    return 1 - acquire(w, lock, role)
+    lock_tried(w, lock)
+    return 1 - acquire(w, lock, role, SLEEPS)
 
 
 @primitive
 def mutex_unlock(w: Words, lock: Mutex) -> int:
     """Give the mutex up."""
-    return release(w, lock)
+    return release(w, lock, SLEEPS)
 
 
 @primitive(blocks=True, role=True)
 def spin_lock(w: Words, lock: SpinLock, role: int) -> int:
     """Take a spinlock."""
-    return acquire(w, lock, role)
+    lock_wanted(w, lock, role, SPINS)
+    return acquire(w, lock, role, SPINS)
 
 
 @primitive
 def spin_unlock(w: Words, lock: SpinLock) -> int:
     """Give a spinlock up."""
-    return release(w, lock)
+    return release(w, lock, SPINS)
 
 
 @primitive(blocks=True, role=True)
 def down_read(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for reading. Fairness to waiting writers is the scheduler's business."""
-    if w[lock] < 0:
-        return 1
-    w[lock] += 1
-    w[LOCK + 2 * role] += 1
-    return 0
+    lock_wanted(w, lock, role, SLEEPS)
+    return acquire_read(w, lock, role)
 
 
 @primitive
 def up_read(w: Words, lock: RwSem) -> int:
     """Give a read lock up."""
-    if w[lock] <= 0:
-        w[STATUS] = BAD_ADDRESS
-        w[STATUS_ARG] = lock
-        raise Stop
-    w[lock] -= 1
-    return 0
+    return release_read(w, lock)
 
 
 @primitive(blocks=True, role=True)
 def down_write(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for writing."""
-    if w[lock] != 0:
-        return 1
-    w[lock] = -w[TID] - 1
-    w[LOCK + 2 * role + 1] += 1
-    return 0
+    lock_wanted(w, lock, role, SLEEPS)
+    return acquire_write(w, lock, role)
 
 
 @primitive
 def up_write(w: Words, lock: RwSem) -> int:
     """Give a write lock up."""
-    if w[lock] != -w[TID] - 1:
-        w[STATUS] = BAD_ADDRESS
-        w[STATUS_ARG] = lock
-        raise Stop
-    w[lock] = 0
-    return 0
+    return release_write(w, lock)
 
 
 @helper
@@ -152,7 +205,7 @@ def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
 def srcu_read_lock(w: Words, srcu: Srcu, role: int) -> int:
     """Enter a read-side section."""
     w[srcu] += 1
-    w[LOCK + 2 * role] += 1
+    count_lock(w, role, READ)
     return 0
 
 
@@ -166,4 +219,5 @@ def srcu_read_unlock(w: Words, srcu: Srcu) -> int:
 @primitive(blocks=True)
 def synchronize_srcu(w: Words, srcu: Srcu) -> int:
     """Wait until no reader is inside: at least as long as the kernel, which waits for earlier readers only."""
+    might_sleep(w)
     return 1 if w[srcu] else 0

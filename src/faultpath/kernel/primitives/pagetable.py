@@ -47,7 +47,7 @@ def pt_init(w: Words, pt: PageTable, start: int, end: int) -> int:
 @helper
 def new_node(w: Words, words: int) -> int:
     """A zeroed table of ``words`` words, header word before it."""
-    return take(w, (words + 8) >> 3, 0)
+    return take(w, (words + 8) >> 3, 0, 0)
 
 
 @helper

@@ -45,7 +45,7 @@ def expand(w: Words, xa: int, index: int) -> int:
     """Deepen the tree until it reaches an index (xas_expand)."""
     while index >> (SHIFT * w[xa + 1]):
         if w[xa]:
-            node = take(w, NODE_CLASS, 0)
+            node = take(w, NODE_CLASS, 0, 0)
             set_slot(w, node, 0, w[xa])
             w[xa] = node
         w[xa + 1] += 1
@@ -61,13 +61,13 @@ def store(w: Words, xa: int, index: int, entry: int) -> int:
         w[xa] = entry
         return 0
     if w[xa] == 0:
-        w[xa] = take(w, NODE_CLASS, 0)
+        w[xa] = take(w, NODE_CLASS, 0, 0)
     node = w[xa]
     while height > 1:
         height -= 1
         slot = index >> (SHIFT * height) & (SLOTS - 1)
         if w[node + 1 + slot] == 0:
-            set_slot(w, node, slot, take(w, NODE_CLASS, 0))
+            set_slot(w, node, slot, take(w, NODE_CLASS, 0, 0))
         node = w[node + 1 + slot]
     return set_slot(w, node, index & (SLOTS - 1), entry)
 

@@ -1,0 +1,73 @@
+"""Where a kernel built for debugging looks in on the primitives. As here, nothing is compiled in.
+
+:mod:`faultpath.kernel.debug` is what the checker links in their place.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.world import Words
+from faultpath.protocol.language import helper
+
+READ, WRITE = 0, 1
+SLEEPS, SPINS = 0, 1
+
+
+@helper(raw=True)
+def set_lock(w: Words, lock: int, value: int) -> int:
+    """Change a lock's word."""
+    w[lock] = value
+    return 0
+
+
+@helper
+def lock_wanted(w: Words, lock: int, role: int, spins: int) -> int:
+    """The running thread is about to take a lock, and will wait for it (lockdep; might_sleep)."""
+    return 0
+
+
+@helper
+def lock_tried(w: Words, lock: int) -> int:
+    """The running thread is about to take a lock if nobody holds it."""
+    return 0
+
+
+@helper
+def lock_taken(w: Words, lock: int, role: int, write: int, spins: int) -> int:
+    """It has it."""
+    return 0
+
+
+@helper
+def lock_dropped(w: Words, lock: int, write: int, spins: int) -> int:
+    """It is about to give it up."""
+    return 0
+
+
+@helper
+def might_sleep(w: Words) -> int:
+    """The running thread may sleep now."""
+    return 0
+
+
+@helper
+def may_fail(w: Words, gfp: int) -> int:
+    """Whether an allocation fails."""
+    return 0
+
+
+@helper
+def list_add_valid(w: Words, node: int) -> int:
+    """A node is about to be put into a list (CONFIG_DEBUG_LIST)."""
+    return 0
+
+
+@helper
+def list_del_valid(w: Words, node: int) -> int:
+    """A node is about to be taken out of a list."""
+    return 0
+
+
+@helper
+def tree_insert_valid(w: Words, node: int) -> int:
+    """A node is about to be put into a tree."""
+    return 0
