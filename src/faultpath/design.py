@@ -40,6 +40,7 @@ class Design:
     :param walk: ``walk(device, addr) -> entry``: what the device's MMU finds for an address, 0 if nothing valid
     :param close: ``close(device)``: the file is closed; afterwards nothing may be left
     :param ops: the tables of function pointers that the driver registers
+    :param disjoint: the design promises that its intervals do not overlap
     :param core: module whose protocols replace mainline's where they say so
     """
 
@@ -54,6 +55,7 @@ class Design:
     parameters: Sequence[Parameter] = ()
     core: ModuleType | None = None
     doc: str = ""
+    disjoint: bool = False
 
     def replacements(self) -> list[Protocol]:
         """The core's protocols that take mainline's place."""

@@ -30,6 +30,7 @@ RANGE_WORDS = 4
 GENERATION = ARENA + 64  # how often each page came in
 PAGES = 64
 FAILURES = ARENA + 128  # allocations that may still fail
+CLOSED = ARENA + 129  # devices whose file has been closed, one bit each
 OBJECTS = ARENA + 136  # here objects begin
 
 STARTING, STARTED = 1, 2  # phases: range_start has been called; it has returned
@@ -53,6 +54,14 @@ TIMEOUTS = BASE + 13  # whether a bounded loop may run out of time
 SPAN = BASE + 14  # the pages under examination: first address, end
 SPAN_END = BASE + 15
 LIMIT = BASE + 16  # first word of the arena not in use
+
+CHECK_MM = BASE + 17  # what the invariants look at: the mm, how many devices, and which
+DEVICES = BASE + 18
+DEVICE_AT = BASE + 20
+DISJOINT = BASE + 24  # the design promises intervals that do not overlap
+RESULTS = BASE + 32  # of each thread: 1 if it ever returned 0 or more, 2 if it ever returned an error
+
+REGISTERS = BASE + 512  # of the thread that runs
 
 SEEN = BASE + 64  # of each counter: whether it was counted at all
 LOCK_CLASS = BASE + 256  # of each lock met: its class number

@@ -89,9 +89,14 @@ class Native:
 
     def call(self, root: Protocol | Helper, w: Words, *args: int) -> int:
         """Run a root to completion; :class:`Stop` if it could not go on (STATUS says why)."""
-        result: int = self._functions[self.program.resolve(root)](w.ctypes.data, *args)
+        result = self.call_raw(root, w, *args)
         if result == STOPPED:
             raise Stop
+        return result
+
+    def call_raw(self, root: Protocol | Helper, w: Words, *args: int) -> int:
+        """The same, STOPPED included in what it may return."""
+        result: int = self._functions[self.program.resolve(root)](w.ctypes.data, *args)
         return result
 
     def address(self, root: Protocol | Helper) -> int:

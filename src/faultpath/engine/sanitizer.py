@@ -22,6 +22,8 @@ from faultpath.engine.arena import (
     NULL_POINTER,
     OBJECTS,
     PRIVATE,
+    REGISTERS,
+    RESULTS,
     SHADOW,
     SHARED,
     STATE_END,
@@ -31,8 +33,8 @@ from faultpath.engine.arena import (
     WILD_POINTER,
     WRITTEN,
 )
-from faultpath.engine.thread import HELD_READ, HELD_WRITE
-from faultpath.engine.world import COUNTER, STATUS, STATUS_ARG, Stop, Words
+from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE
+from faultpath.engine.world import COUNTER, STATUS, STATUS_ARG, TID, Stop, Words
 from faultpath.protocol.language import helper
 
 
@@ -46,6 +48,22 @@ def put(w: Words, addr: int, value: int) -> int:
         w[top + 1] = old
         w[LOG_TOP] = top + 2
         w[addr] = value
+    return 0
+
+
+@helper(raw=True)
+def wake(w: Words, thread: int, count: int) -> int:
+    """A thread runs on: its registers are copied to where it works on them."""
+    for slot in range(count):
+        w[REGISTERS + slot] = w[thread + HEADER + slot]
+    return 0
+
+
+@helper(raw=True)
+def settle(w: Words, thread: int, count: int, mask: int) -> int:
+    """A thread stops: the registers that matter here, one bit of ``mask`` each, are kept, the others zeroed."""
+    for slot in range(count):
+        put(w, thread + HEADER + slot, w[REGISTERS + slot] if mask >> slot & 1 else 0)
     return 0
 
 
@@ -195,9 +213,10 @@ def write_global(w: Words, addr: int, value: int) -> int:
 
 
 @helper(raw=True)
-def thread_ends(w: Words) -> int:
+def thread_ends(w: Words, result: int) -> int:
     """A thread that returns holds nothing."""
     thread = w[THREAD]
+    w[RESULTS + w[TID] - 1] |= 2 if result < 0 else 1
     if w[thread + HELD_READ] or w[thread + HELD_WRITE]:
         fail(w, HELD_AT_EXIT, w[thread + HELD_READ] | w[thread + HELD_WRITE])
     return 0

@@ -30,6 +30,14 @@ class Routine:
         """Words that a thread takes, a multiple of eight."""
         return -(-(HEADER + self.code.slot_count) // 8) * 8
 
+    @property
+    def idle(self) -> int:
+        """The instruction at which the root protocol itself waits for something, 0 if it does not."""
+        for i, instruction in enumerate(self.code.instructions):
+            if isinstance(instruction, steps.Guard) and len(self.code.frames[i]) == 1:
+                return i
+        return 0
+
     @cached_property
     def step(self) -> Any:
         """``step(w, thread)``."""

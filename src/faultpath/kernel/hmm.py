@@ -18,9 +18,9 @@ def handle_mm_fault(mm: Mm, vma: Vma, addr: int, write: int) -> None:
     pte = pt_get(mm.pt, addr)
     if not pte & VALID or (write and not pte & WRITE):
         if write:
-            pt_set(mm.pt, addr, new_frame() | VALID | WRITE)
+            pt_set(mm.pt, addr, new_frame(addr) | VALID | WRITE)
         else:
-            pt_set(mm.pt, addr, new_frame() | VALID)
+            pt_set(mm.pt, addr, new_frame(addr) | VALID)
 
 
 @protocol

@@ -270,9 +270,9 @@ def mm_cpu_fault(mm: Mm, addr: int, error_code: int) -> None:
     if write and vma.prot & PROT_WRITE:
         if pte & VALID and not pte & WRITE:
             raise_event(mm, page, page + PAGE_SIZE, CLEAR)
-        pt_set(mm.pt, page, new_frame() | VALID | WRITE)
+        pt_set(mm.pt, page, new_frame(page) | VALID | WRITE)
     elif not pte & VALID and not write and vma.prot & PROT_READ:
-        pt_set(mm.pt, page, new_frame() | VALID)
+        pt_set(mm.pt, page, new_frame(page) | VALID)
     up_read(mm.mmap_lock)
 
 

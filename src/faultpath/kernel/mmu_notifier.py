@@ -10,6 +10,7 @@ from __future__ import annotations
 from faultpath.engine.world import INDEX
 from faultpath.kernel.errno import EAGAIN
 from faultpath.kernel.primitives.count import count_interval, zapped_so_far
+from faultpath.kernel.primitives.ghost import callback_begins, callback_ends, range_over, range_started, range_starting
 from faultpath.kernel.primitives.itree import (
     itree_first,
     itree_insert,
@@ -127,7 +128,9 @@ def invoke_invalidate(sub: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """Call a driver back, and see whether it found anything (the counters' business, not the kernel's)."""
     before = zapped_so_far()
     count("callbacks")
+    callback_begins(range.blockable)
     ret = ops_invalidate(sub.ops, sub, range, cur_seq)
+    callback_ends(range.blockable)
     if zapped_so_far() == before:
         count("callbacks_empty")
     return ret
@@ -232,8 +235,10 @@ def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
         if has_op(sub.ops, "invalidate_range_start"):
             before = zapped_so_far()
             count("callbacks")
+            callback_begins(range.blockable)
             if ops_invalidate_range_start(sub.ops, sub, range):
                 ret = -EAGAIN
+            callback_ends(range.blockable)
             if zapped_so_far() == before:
                 count("callbacks_empty")
         item = hlist_next(sub.hlist)
@@ -246,12 +251,15 @@ def mmu_notifier_invalidate_range_start(range: Range) -> int:
     subs = range.mm.notifier_subscriptions
     if not subs:
         return 0
+    range_starting(range, range.start, range.end)
     ret = mn_itree_invalidate(subs, range)
+    if not ret and hlist_first(subs.list):
+        ret = mn_hlist_invalidate_range_start(subs, range)
     if ret:
-        return ret
-    if hlist_first(subs.list):
-        return mn_hlist_invalidate_range_start(subs, range)
-    return 0
+        range_over(range)
+    else:
+        range_started(range, range.start, range.end)
+    return ret
 
 
 @protocol
@@ -268,6 +276,7 @@ def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
 @protocol
 def mmu_notifier_invalidate_range_end(range: Range) -> None:
     """__mmu_notifier_invalidate_range_end()."""
+    range_over(range)
     subs = range.mm.notifier_subscriptions
     if not subs:
         return

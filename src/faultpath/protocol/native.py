@@ -259,6 +259,8 @@ class Emitter:
 class FunctionEmitter(Emitter):
     """A whole function, structured as its tree is; locals are words of the native stack."""
 
+    attributes = ""
+
     def __init__(
         self,
         program: Program,
@@ -282,7 +284,7 @@ class FunctionEmitter(Emitter):
         count = len(self.function.parameters)
         parameters = ", ".join(["ptr %w", *(f"i64 %arg.{number}" for number in range(count))])
         linkage = "" if self.exported else "internal "
-        self.lines = [f'define {linkage}i64 @"{name}"({parameters}) nounwind {{']
+        self.lines = [f'define {linkage}i64 @"{name}"({parameters}) nounwind {self.attributes}{{']
         for number, place in enumerate(self.places.values()):
             self.put(f"{place} = alloca i64")
             self.put(f"store i64 {f'%arg.{number}' if number < count else 0}, ptr {place}")

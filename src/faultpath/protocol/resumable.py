@@ -31,6 +31,8 @@ CHECKED = [
     sanitizer.write_field,
     sanitizer.write_global,
     sanitizer.put,
+    sanitizer.wake,
+    sanitizer.settle,
     sanitizer.shared,
     sanitizer.undo_to,
     sanitizer.thread_ends,
@@ -51,8 +53,10 @@ def checked_module(program: Program, code: steps.Code, name: str) -> str:
     for source, function in program.functions.items():
         if isinstance(source, Primitive | Helper):
             raw = isinstance(source, Helper) and source.raw
-            emitter = FunctionEmitter if raw else _CheckedFunctionEmitter
-            parts.append(emitter(program, function, stopping, False, None).text())
+            emitter = (FunctionEmitter if raw else _CheckedFunctionEmitter)(program, function, stopping, False, None)
+            if source in CHECKED or isinstance(source, Primitive):
+                emitter.attributes = "noinline "  # they are called from everywhere: half the time to compile
+            parts.append(emitter.text())
     step = _StepEmitter(program, code, stopping, True).text(name)
     return "\n".join([*parts, step, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
 
@@ -87,7 +91,7 @@ class _CheckedFunctionEmitter(_Checked, FunctionEmitter):
 
 
 class _StepEmitter(Emitter):
-    """One function with a way in at every step; in it registers are on the native stack, between calls in the thread."""
+    """One function with a way in at every step. Registers that outlive a step are words, the others on its stack."""
 
     def __init__(self, program: Program, code: steps.Code, stopping: set[Source], checked: bool) -> None:
         super().__init__(program, stopping)
@@ -102,13 +106,6 @@ class _StepEmitter(Emitter):
         self.lines = body
         for i, instruction in enumerate(code.instructions):
             self.instruction(i, instruction)
-        for i in ends:
-            self.label(f"resume.{i}")
-            self.restore(code.live[i])
-            self.put(f"br label %do.{i}")
-        self.label("resume.start")
-        self.restore([r for r in code.slots if code.slots[r] < len(code.root.parameters) and "." not in r])
-        self.put("br label %at.0")
         for label, value in (("stepped", STEPPED), ("blocked", BLOCKED), ("stopped", STOPPED)):
             self.label(label)
             self.put(f"ret i64 {value}")
@@ -121,8 +118,10 @@ class _StepEmitter(Emitter):
         self.put("%mark = alloca i64")
         self.put("%asked = alloca i64")
         pc = self.word("%thread", PC)
-        cases = " ".join(f"i64 {i}, label %resume.{i}" for i in ends)
-        self.put(f"switch i64 {pc}, label %resume.start [ {cases} ]")
+        if self.checked:
+            self.invoke(sanitizer.wake, ["%thread", str(code.slot_count)])
+        cases = " ".join(f"i64 {i}, label %do.{i}" for i in ends)
+        self.put(f"switch i64 {pc}, label %at.0 [ {cases} ]")
         return "\n".join([*self.lines, *body, "}", ""])
 
     # --- words and registers
@@ -142,13 +141,20 @@ class _StepEmitter(Emitter):
         self.put(f"store i64 {value}, ptr {self.word_at(str(index))}")
 
     def place(self, name: str) -> str:
-        return self.places.setdefault(name, f"%register.{len(self.places)}")
+        """Where a register is: one that outlives a step among the thread's words (checked: in a copy of them)."""
+        if name not in self.code.slots:
+            return self.places.setdefault(name, f"%register.{len(self.places)}")
+        slot = self.code.slots[name]
+        if self.checked:
+            return self.word_at(str(arena.REGISTERS + slot))
+        return self.word_at(self.let(f"add i64 %thread, {HEADER + slot}"))
 
     def read(self, name: str) -> str:
         return self.let(f"load i64, ptr {self.place(name)}")
 
     def set(self, name: str, value: str) -> None:
-        self.put(f"store i64 {value}, ptr {self.place(name)}")
+        if name:
+            self.put(f"store i64 {value}, ptr {self.place(name)}")
 
     def write(self, offset: int, value: str) -> None:
         """A word of the thread."""
@@ -158,16 +164,17 @@ class _StepEmitter(Emitter):
         else:
             self.put(f"store i64 {value}, ptr {self.word_at(index)}")
 
-    def restore(self, live: list[str]) -> None:
-        for name in live:
-            self.set(name, self.word("%thread", HEADER + self.code.slots[name]))
-
     def save(self, pc: int, live: list[str]) -> None:
-        """Where the thread is, the registers that matter there, zero for the others."""
+        """Where the thread is; zero for the registers that do not matter there."""
         self.write(PC, str(pc))
-        kept = {self.code.slots[name]: name for name in live}
+        kept = {self.code.slots[name] for name in live}
+        if self.checked:
+            mask = sum(1 << slot for slot in kept)
+            self.invoke(sanitizer.settle, ["%thread", str(self.code.slot_count), str(mask)])
+            return
         for slot in range(self.code.slot_count):
-            self.write(HEADER + slot, self.read(kept[slot]) if slot in kept else "0")
+            if slot not in kept:
+                self.write(HEADER + slot, "0")
 
     # --- instructions
 
@@ -180,7 +187,8 @@ class _StepEmitter(Emitter):
             return
         match instruction:
             case steps.Let(to=to, value=value):
-                self.set(to, self.value(value))
+                if to:
+                    self.set(to, self.value(value))
                 self.put(f"br label %at.{i + 1}")
             case steps.Count(index=counter) if self.checked:
                 self.set_named(arena.SEEN + counter - COUNTER, "1")
@@ -197,9 +205,10 @@ class _StepEmitter(Emitter):
                 else:
                     self.put(f"br i1 {self.test(instruction.test)}, label %at.{to[0]}, label %at.{to[1]}")
             case steps.End(value=value):
+                result = self.value(value)
                 if self.checked:
-                    self.invoke(sanitizer.thread_ends, [])
-                self.write(RESULT, self.value(value))
+                    self.invoke(sanitizer.thread_ends, [result])
+                self.write(RESULT, result)
                 self.save(-1, [])
                 self.put(f"ret i64 {ENDED}")
             case steps.Unbound():

@@ -19,7 +19,7 @@ Frame = tuple[Protocol, int]  # a protocol and a line of it
 
 @dataclass
 class Let:
-    """Register := pure expression."""
+    """Register := pure expression. A register without a name is nowhere read."""
 
     to: str
     value: ir.Expr
@@ -389,15 +389,22 @@ def _allocate(code: Code, parameters: list[str]) -> None:
                 before[i] = live
                 changed = True
     names = list(numbers)
-    together: dict[int, int] = {}  # register number -> registers kept at the same time
-    everything = [(1 << len(parameters)) - 1]
+    kept = (1 << len(parameters)) - 1
+    together = {n: kept for n in _bits(kept)}  # register number -> registers that matter at the same time
     for i, instruction in enumerate(code.instructions):
         if isinstance(instruction, STEPS):
             code.live[i] = [names[n] for n in _bits(before[i])]
-            everything.append(before[i])
-    for kept in everything:
-        for n in _bits(kept):
-            together[n] = together.get(n, 0) | kept
+            kept |= before[i]
+    for i, instruction in enumerate(code.instructions):
+        after = 0
+        for j in nexts[i]:
+            after |= before[j]
+        if not after & writes[i]:
+            if writes[i]:
+                instruction.to = ""  # type: ignore[union-attr]
+            continue
+        for n in _bits(after & kept):
+            together[n] = together.get(n, 0) | after & kept
     taken: dict[int, int] = {}
     for n in sorted(together):
         used = {taken[m] for m in _bits(together[n]) if m in taken}

@@ -233,8 +233,14 @@ def device_zap(w: Words, pt: PageTable, start: int, end: int) -> int:
     return met
 
 
-@primitive
-def new_frame(w: Words) -> int:
-    """The frame bits for a page that comes into being: numbers 1..63 in turn."""
+@helper
+def next_frame(w: Words, addr: int) -> int:
+    """A name for the page that comes in at an address: numbers 1..63 in turn."""
     w[NEXT_FRAME] = w[NEXT_FRAME] % 63 + 1
-    return w[NEXT_FRAME] << FRAME_SHIFT
+    return w[NEXT_FRAME]
+
+
+@primitive
+def new_frame(w: Words, addr: int) -> int:
+    """The frame bits for a page that comes into being at ``addr``."""
+    return next_frame(w, addr) << FRAME_SHIFT

@@ -1,0 +1,356 @@
+"""Check: a design in a scenario, every interleaving of its threads, breadth first.
+
+Why steps that cannot be told apart may be taken together. Let a thread at some state be about to access a word that is
+guarded (sanitizer.py): it holds a lock under which, or it is the thread by which, every access to that word in any
+execution is made, or nobody ever writes it, or the object is not known to anybody else. No other thread can make an
+access that depends on this one before this one is made: the thread's next step alone is a persistent set (Godefroid
+1996), and exploring only it keeps every reachable local state, every deadlock and every broken rule. Giving a lock up
+is such a step too: who waits for it cannot go on before, and whoever only tries it makes the lock's word shared. A
+thread never goes on for ever so, since a call of step() that does is itself a violation, so no other is forgotten.
+
+That a word is guarded is a statement about all executions; it is made from those seen and verified at every access of
+the reduced search. If it is wrong, take a shortest execution that shows it: every step before the last obeys the
+statements, so the persistent-set argument applies to it and the reduced search reaches the same last access (Stoller
+2002). It then begins anew, that word known to be shared.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from faultpath import catalog
+from faultpath.design import Design
+from faultpath.engine import arena, search, world
+from faultpath.engine.native import Library, Native
+from faultpath.engine.step import Routine
+from faultpath.engine.thread import PC
+from faultpath.engine.world import Words
+from faultpath.errors import FaultpathError
+from faultpath.kernel import debug
+from faultpath.kernel.invariants import check_final, check_state
+from faultpath.kernel.mirror import attach
+from faultpath.kernel.mm import mm_init
+from faultpath.kernel.threads import worker
+from faultpath.protocol.language import Helper, Protocol
+from faultpath.protocol.native import STOPPED
+from faultpath.protocol.program import Program
+from faultpath.protocol.resumable import CHECKED, checked_module
+from faultpath.scenario import DEVICE, MM, PAGE, SECOND_DEVICE, SPAN, Argument, Call, Scenario
+
+LEAF_BITS = 6  # a page-table leaf holds every page of a scenario
+TASK_SIZE = PAGE << LEAF_BITS
+POOL_WORDS = 512  # what one thread may have allocated at a time
+WALKS = 64  # random executions that tell which words are shared before the search begins
+
+TABLES = 1 << 29  # word at which the search's own tables begin
+ROOM = 1 << 28  # words of address space for each of them
+
+
+class Threads:
+    """What each thread of a scenario runs, compiled: every access checked and logged."""
+
+    def __init__(self, design: Design, root: Protocol, more: Sequence[Protocol]) -> None:
+        core = [*design.replacements(), *more, *debug.HOOKS]
+        self.program = Program([root, *CHECKED], [design.driver(), *design.ops], core)
+        self.routine = Routine(self.program, root)
+        self.library = Library(checked_module(self.program, self.routine.code, "step"), ["step"])
+        self.address = self.library.address("step")
+
+
+@cache
+def _searcher() -> Native:
+    return Native(Program([search.search, search.rehash, search.run_thread, debug.collect, search.undo_hashed]))
+
+
+@dataclass
+class Verdict:
+    """What a search found."""
+
+    verdict: str = "holds"
+    status: int = 0
+    arg: int = 0
+    states: int = 0
+    transitions: int = 0
+    depth: int = 0
+    finished: int = 0
+    seconds: float = 0.0
+    path: list[tuple[int, int]] = field(default_factory=list)  # (thread, choices) of each step
+    searches: int = 1
+    bound: str = ""
+    results: list[int] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+
+class Check:
+    """One design in one scenario.
+
+    :param reduce: take steps together that others cannot tell apart
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        values: Sequence[int],
+        scenario: Scenario,
+        *,
+        reduce: bool = True,
+        timeouts: bool = True,
+        replacements: Sequence[Any] = (),
+        memory: int = 4 << 30,
+    ) -> None:
+        self.design = design
+        self.scenario = scenario
+        self.reduce = reduce
+        self.timeouts = timeouts
+        self.memory = memory
+        self.replacements = list(replacements)
+        self.calls = list(scenario.threads)
+        self._set_up(list(values))
+
+    # --- the first state
+
+    def _set_up(self, values: list[int]) -> None:
+        design, scenario = self.design, self.scenario
+        core = [*design.replacements(), *self.replacements, *debug.SETUP]
+        roots = [mm_init, design.open, attach, check_state, check_final, *(c.protocol for c in scenario.setup)]
+        program = Program(list(dict.fromkeys(roots)), [design.driver(), *design.ops], core)
+        self.native = Native(program)
+        self.w = w = world.new_world(leaf_bits=LEAF_BITS)
+        w[world.BRK] = arena.OBJECTS
+        w[world.CAPACITY] = arena.SHADOW
+        self.mm = self._call(mm_init, TASK_SIZE, 2)
+        self.devices = []
+        for _ in range(scenario.devices):
+            device = self._call(design.open, self.mm, *values)
+            self._call(attach, self.mm, device, int(design.driver()))
+            self.devices.append(device)
+        for call in scenario.setup:
+            self._call(call.protocol, *self._arguments(call.args))
+        self.threads = [self._thread(call) for call in self.calls]
+        if any(t.program.handlers for t in self.threads):
+            self.calls.append(Call("kworker", worker, ()))
+            self.threads.append(self._thread(self.calls[-1]))
+        if len(self.threads) > arena.MAX_THREADS:
+            raise FaultpathError(f"{len(self.threads)} threads", scenario.name, f"at most {arena.MAX_THREADS}")
+        self._lay_out()
+
+    def _thread(self, call: Call) -> Threads:
+        # A work item may be queued by any thread and run by the worker, so it is linked with all of them.
+        more = [p for c in self.calls if c.protocol is not call.protocol for p in [c.protocol]] if call.protocol is worker else []
+        return _compiled(self.design, call.protocol, tuple(self.replacements), tuple(more))
+
+    def _call(self, root: Protocol, *args: int) -> int:
+        try:
+            return self.native.call(root, self.w, *args)
+        except world.Stop:
+            from faultpath.engine.status import explain
+
+            raise explain(self.w, f"setting up {self.scenario.name}") from None
+
+    def _arguments(self, args: tuple[Argument, ...]) -> tuple[int, ...]:
+        named = {MM: self.mm, DEVICE: self.devices[0], SECOND_DEVICE: self.devices[-1]}
+        return tuple(named[a] if isinstance(a, str) else a for a in args)
+
+    def _lay_out(self) -> None:
+        w = self.w
+        pools = int(w[world.BRK])
+        w[arena.POOLS] = pools
+        w[arena.POOL] = POOL_WORDS
+        self.pools = pools
+        record = pools + arena.MAX_THREADS * POOL_WORDS
+        self.records = []
+        for number, (call, thread) in enumerate(zip(self.calls, self.threads, strict=True)):
+            thread.routine.begin(w, record, number + 1, self._arguments(call.args))
+            w[search.RECORD + number] = record
+            w[search.STEP + number] = thread.address
+            w[search.DAEMON + number] = thread.routine.idle if call.protocol is worker else 0
+            self.records.append(record)
+            record += thread.routine.words
+        if record >= arena.SHADOW:
+            raise FaultpathError("too much state", self.scenario.name, "fewer threads or pages")
+        w[arena.LIMIT] = record
+        w[arena.CHECK_MM] = self.mm
+        w[arena.DEVICES] = len(self.devices)
+        w[arena.DEVICE_AT : arena.DEVICE_AT + len(self.devices)] = self.devices
+        w[arena.DISJOINT] = int(self.design.disjoint)
+        w[arena.SPAN] = SPAN
+        w[arena.SPAN_END] = SPAN + self.scenario.pages * PAGE
+        w[arena.TIMEOUTS] = int(self.timeouts)
+        w[arena.FAILURES] = self.scenario.failures
+        w[arena.FINE] = int(not self.reduce)
+        w[search.THREADS] = len(self.threads)
+        w[search.INVARIANTS] = self.native.address(check_state)
+        w[search.FINAL] = self.native.address(check_final)
+        w[search.QUEUE] = TABLES + ROOM
+        w[search.PARENTS] = TABLES + 2 * ROOM
+        self.first = self._state()
+
+    def _state(self) -> tuple[Words, Words]:
+        return self.w[:64].copy(), self.w[arena.ARENA : arena.STATE_END].copy()
+
+    def _reset(self) -> None:
+        named, state = self.first
+        for word in range(64):
+            if arena.is_state(word):
+                self.w[word] = named[word]
+        self.w[arena.ARENA : arena.STATE_END] = state
+
+    # --- executions
+
+    def step(self, number: int, choices: int) -> int:
+        """One step of a thread in the arena as it is: STEPPED, BLOCKED, ENDED or STOPPED; its log is in the world."""
+        return int(self._functions().call_raw(search.run_thread, self.w, number, choices))
+
+    def _functions(self) -> Native:
+        return _searcher()
+
+    def _learn(self) -> None:
+        """Some random executions, to know most of the shared words before the search relies on the others."""
+        w, draw = self.w, random.Random(1)
+        fine, w[arena.FINE] = int(w[arena.FINE]), 1
+        for _ in range(WALKS):
+            self._reset()
+            alive = list(range(len(self.threads)))
+            burst, steps = 0, 0
+            number = 0
+            while alive and steps < 5000:
+                steps += 1
+                if burst == 0:
+                    number = draw.choice(alive)
+                    burst = draw.choice((1, 2, 5, 20))
+                burst -= 1
+                result = self.step(number, draw.getrandbits(8) & draw.getrandbits(8) & draw.getrandbits(8))
+                if result == STOPPED:
+                    break
+                if result == 1:
+                    self._undo()
+                    burst = 0
+                    waiting = [n for n in alive if self._blocked(n)]
+                    if len(waiting) == len(alive):
+                        break
+                elif w[self.records[number] + PC] == -1:
+                    alive.remove(number)
+                    burst = 0
+        w[arena.FINE] = fine
+        w[arena.BROKEN] = 0
+        self._reset()
+
+    def _blocked(self, number: int) -> bool:
+        result = self.step(number, 0)
+        self._undo()
+        return result == 1
+
+    def _undo(self) -> None:
+        w = self.w
+        top = int(w[arena.LOG_TOP])
+        for entry in range(top - 2, arena.LOG - 2, -2):
+            w[w[entry]] = w[entry + 1]
+        w[arena.LOG_TOP] = arena.LOG
+
+    # --- the search
+
+    def run(self, progress: Callable[[int, int], None] = lambda done, found: None) -> Verdict:
+        """Explore everything."""
+        begin = time.perf_counter()
+        verdict = Verdict()
+        self._learn()
+        while True:
+            why = self._search(verdict, progress)
+            if why is not None:
+                break
+            verdict.searches += 1
+        w = self.w
+        verdict.states = int(w[search.FOUND])
+        verdict.transitions = int(w[search.TRANSITIONS])
+        verdict.depth = int(w[search.DEPTH])
+        verdict.finished = int(w[search.FINISHED])
+        verdict.results = [int(r) for r in w[arena.RESULTS : arena.RESULTS + len(self.threads)]]
+        verdict.seen = {
+            name for name, index in world.INDEX.items() if w[arena.SEEN + index - world.COUNTER]
+        }
+        if why == search.VIOLATED:
+            verdict.verdict = "violated"
+            verdict.status, verdict.arg = int(w[world.STATUS]), int(w[world.STATUS_ARG])
+            verdict.path = self._path()
+            verdict.depth = len(verdict.path)
+        elif why != search.EXHAUSTED:
+            verdict.verdict = "bounded"
+            verdict.bound = "memory"
+        verdict.seconds = time.perf_counter() - begin
+        return verdict
+
+    def _search(self, verdict: Verdict, progress: Callable[[int, int], None]) -> int | None:
+        """One search from the first state; None if a word taken for guarded was not."""
+        w, functions = self.w, _searcher()
+        self._reset()
+        # Tables of a search before this one.
+        entries = 1 << 16
+        table = TABLES + 3 * ROOM
+        self._forget(table, 2 * (int(w[search.MASK]) + 1))
+        w[search.TABLE], w[search.MASK] = table, entries - 1
+        w[search.MAX_FOUND] = ROOM
+        w[search.QUEUE_WORDS] = ROOM
+        for word in (search.EXPANDED, search.READ_AT, search.WRITTEN_AT, search.TRANSITIONS, search.DEPTH, search.TOUCHED,
+                     search.FINISHED, search.EDGE_COUNT, arena.BROKEN):
+            w[word] = 0
+        w[search.FOUND] = 1
+        w[search.LEVEL_END] = 1
+        w[search.HASH] = 1
+        self._forget(search.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
+        w[search.MARK : search.MARK + 64] = 0
+        w[search.LAST : search.LAST + 64] = w[:64]
+        w[search.LAST + arena.ARENA : search.LAST + arena.STATE_END] = w[arena.ARENA : arena.STATE_END]
+        functions.call(search.rehash, w, table, entries - 1)
+        # The first state: number 0, nothing differs.
+        slot = (1 ^ (1 >> 32)) & (entries - 1)
+        w[table + 2 * slot], w[table + 2 * slot + 1] = 1, 0
+        w[int(w[search.QUEUE])] = 0
+        w[search.WRITTEN_AT] = 1
+        while True:
+            why = functions.call_raw(search.search, w, 1 << 15)
+            if w[arena.BROKEN]:
+                return None
+            if why == search.TABLE_FULL:
+                entries = 2 * (int(w[search.MASK]) + 1)
+                if entries * 32 > self.memory:
+                    return why
+                old, table = table, table + 4 * entries
+                functions.call(search.rehash, w, table, entries - 1)
+                self._forget(old, entries)
+            elif why != search.PAUSED:
+                return int(why)
+            progress(int(w[search.EXPANDED]), int(w[search.FOUND]))
+
+    def _forget(self, first: int, words: int) -> None:
+        """Zero words that may be many: their pages go back to the system."""
+        w = self.w
+        for start in range(first, first + words, 1 << 24):
+            w[start : min(start + (1 << 24), first + words)] = 0
+
+    def _path(self) -> list[tuple[int, int]]:
+        w = self.w
+        parents = int(w[search.PARENTS])
+        path: list[tuple[int, int]] = []
+        if w[search.BAD_STEP] >= 0:
+            path.append((int(w[search.BAD_STEP]) >> 12, int(w[search.BAD_STEP]) & 0xFFF))
+        state = int(w[search.BAD_STATE])
+        while state:
+            entry = int(w[parents + state])
+            path.append((entry >> 12 & 15, entry & 0xFFF))
+            state = entry >> 16
+        return path[::-1]
+
+
+@cache
+def _compiled(design: Design, root: Protocol, replacements: tuple[Any, ...], more: tuple[Protocol, ...]) -> Threads:
+    return Threads(design, root, replacements)
+
+
+__all__ = ["Check", "Helper", "Verdict", "catalog", "np"]

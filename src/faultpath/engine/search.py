@@ -1,0 +1,359 @@
+"""Breadth first over every interleaving: the loop of the checker, as functions over the words of one world.
+
+The world holds one state at a time. A step is taken in place, its log tells what it wrote, the log is undone. A state
+is told from others by a 64-bit sum over its words, kept up to date from the log. States wait in a queue, each as the
+words in which it differs from the one before it, so that going from one to the next costs what differs.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.arena import (
+    ARENA,
+    ASKED,
+    BROKEN,
+    CHOICES,
+    DEADLOCK,
+    FREED,
+    LOG,
+    LOG_TOP,
+    MY_BIT,
+    STATE_END,
+    TAKEN,
+    THREAD,
+)
+from faultpath.engine.sanitizer import undo_to
+from faultpath.engine.thread import PC
+from faultpath.engine.world import STATUS, TID, Words
+from faultpath.kernel.debug import collect
+from faultpath.protocol.language import call_native, helper
+from faultpath.protocol.native import STOPPED
+
+BASE = (1 << 24) + 1024
+THREADS = BASE  # how many
+EXPANDED = BASE + 1  # states taken from the queue
+FOUND = BASE + 2  # states put into it
+MASK = BASE + 3  # entries of the table, less one
+TABLE = BASE + 4  # pairs (fingerprint, number of the state)
+QUEUE = BASE + 5  # first word of the queue, a ring; and how many
+QUEUE_WORDS = BASE + 6
+READ_AT = BASE + 7  # words read from and written to the queue so far
+WRITTEN_AT = BASE + 8
+PARENTS = BASE + 9  # of each state: number of the one it came from << 16 | thread << 12 | choices
+TRANSITIONS = BASE + 10
+HASH = BASE + 11  # of the state in the arena
+DEPTH = BASE + 12  # steps from the first state to the one expanded
+LEVEL_END = BASE + 13  # the first state one step further away
+INVARIANTS = BASE + 14  # address of code(w): a status to stop with, or 0
+FINAL = BASE + 15  # address of code(w), for states in which every thread has ended
+BAD_STATE = BASE + 16  # where the search stopped: the state, and the step that broke a rule (-1: the state itself)
+BAD_STEP = BASE + 17
+TOUCHED = BASE + 18  # words that may differ from the last state put into the queue
+EDGES = BASE + 19  # 0, or first word of the edges: state reached << 8 | thread << 4 | 1 if there was a choice
+EDGE_COUNT = BASE + 20
+FIRST_EDGE = BASE + 21  # of each state: number of its first edge << 8 | threads that could not move
+FINISHED = BASE + 22  # states in which every thread had ended
+MAX_FOUND = BASE + 23  # states the memory is for
+RECORD = BASE + 32  # of each thread: its address
+STEP = BASE + 40  # of each thread: the code
+DAEMON = BASE + 48  # of each thread: the PC at which it may wait for ever, or 0
+
+LAST = 1 << 27  # plus a word's address: what the last state put into the queue had there
+MARK = (1 << 27) + (1 << 26)  # plus a word's address: number of the state that last touched it
+TOUCHED_LIST = (1 << 28) + (1 << 20)
+
+# Why a search stopped.
+EXHAUSTED, PAUSED, TABLE_FULL, QUEUE_FULL, VIOLATED = range(5)
+
+NARROW = 47  # bits of a value that fits beside its address in one word
+
+
+@helper(raw=True)
+def mix(w: Words, addr: int, value: int) -> int:
+    """What a word adds to the fingerprint: every bit of address and value stirred into every bit (splitmix64)."""
+    x = value + addr * -7046029254386353131
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685
+    return x ^ (x >> 31 & 0x1FFFFFFFF)
+
+
+@helper(raw=True)
+def place(w: Words, addr: int) -> int:
+    """A word of the state as a number of 15 bits."""
+    return addr - ARENA + 32 if addr >= ARENA else addr
+
+
+@helper(raw=True)
+def touch(w: Words, addr: int) -> int:
+    """A word may differ from the last state in the queue."""
+    if w[MARK + addr] != w[FOUND]:
+        w[MARK + addr] = w[FOUND]
+        w[TOUCHED_LIST + w[TOUCHED]] = addr
+        w[TOUCHED] += 1
+    return 0
+
+
+@helper(raw=True)
+def undo_hashed(w: Words) -> int:
+    """Take the step in the log back; the fingerprint of the state it led to. The log then holds what was written."""
+    sum_ = w[HASH]
+    top = w[LOG_TOP]
+    while top > LOG:
+        top -= 2
+        addr = w[top]
+        now = w[addr]
+        old = w[top + 1]
+        sum_ += mix(w, addr, now) - mix(w, addr, old)
+        w[addr] = old
+        w[top + 1] = now
+    return sum_
+
+
+@helper(raw=True)
+def redo(w: Words) -> int:
+    """Take again the step that :func:`undo_hashed` took back; the log can then be undone as usual."""
+    top = LOG
+    while top < w[LOG_TOP]:
+        addr = w[top]
+        now = w[top + 1]
+        w[top + 1] = w[addr]
+        w[addr] = now
+        top += 2
+    return 0
+
+
+@helper(raw=True)
+def seek(w: Words, fingerprint: int) -> int:
+    """The place in the table of a fingerprint, or of where it belongs."""
+    slot = (fingerprint ^ (fingerprint >> 32)) & w[MASK]
+    while w[w[TABLE] + 2 * slot] != 0 and w[w[TABLE] + 2 * slot] != fingerprint:
+        slot = (slot + 1) & w[MASK]
+    return w[TABLE] + 2 * slot
+
+
+@helper(raw=True)
+def push(w: Words, value: int) -> int:
+    """A word more in the queue."""
+    w[w[QUEUE] + (w[WRITTEN_AT] & (w[QUEUE_WORDS] - 1))] = value
+    w[WRITTEN_AT] += 1
+    return 0
+
+
+@helper(raw=True)
+def pop(w: Words) -> int:
+    """The next word of the queue."""
+    value = w[w[QUEUE] + (w[READ_AT] & (w[QUEUE_WORDS] - 1))]
+    w[READ_AT] += 1
+    return value
+
+
+@helper(raw=True)
+def enqueue(w: Words) -> int:
+    """Put the state in the arena into the queue: the words in which it differs from the one before."""
+    head = w[WRITTEN_AT]
+    push(w, 0)
+    differing = 0
+    for number in range(w[TOUCHED]):
+        addr = w[TOUCHED_LIST + number]
+        value = w[addr]
+        if value != w[LAST + addr]:
+            w[LAST + addr] = value
+            differing += 1
+            if value << (63 - NARROW) >> (63 - NARROW) == value:
+                push(w, value << 16 | place(w, addr))
+            else:
+                push(w, 1 << 15 | place(w, addr))
+                push(w, value)
+    w[TOUCHED] = 0
+    w[w[QUEUE] + (head & (w[QUEUE_WORDS] - 1))] = differing
+    return 0
+
+
+@helper(raw=True)
+def dequeue(w: Words) -> int:
+    """Make the arena the next state of the queue."""
+    sum_ = w[HASH]
+    for _ in range(pop(w)):
+        entry = pop(w)
+        addr = entry & 0x7FFF
+        addr = addr + ARENA - 32 if addr >= 32 else addr
+        value = pop(w) if entry & 0x8000 else entry >> 16
+        sum_ += mix(w, addr, value) - mix(w, addr, w[addr])
+        w[addr] = value
+        touch(w, addr)
+    w[HASH] = sum_
+    return 0
+
+
+@helper(raw=True)
+def touch_log(w: Words) -> int:
+    """The words of the log's step."""
+    top = LOG
+    while top < w[LOG_TOP]:
+        touch(w, w[top])
+        top += 2
+    return 0
+
+
+@helper(raw=True)
+def stop_at(w: Words, state: int, step: int) -> int:
+    """Remember where a rule was broken."""
+    w[BAD_STATE] = state
+    w[BAD_STEP] = step
+    return VIOLATED
+
+
+@helper(raw=True)
+def broken_rule(w: Words, broken: int, state: int) -> int:
+    """An invariant does not hold in a state, or could not even be evaluated there (STATUS says why)."""
+    if broken != STOPPED:
+        w[STATUS] = broken
+    return stop_at(w, state, -1)
+
+
+@helper(raw=True)
+def next_choices(w: Words, choices: int, asked: int) -> int:
+    """The answers to try next: the last ``no`` becomes a ``yes``, later ones are asked anew; -1 when all were tried."""
+    while asked > 0:
+        asked -= 1
+        if choices >> asked & 1 == 0:
+            return (choices & ((1 << asked) - 1)) | 1 << asked
+    return -1
+
+
+@helper(raw=True)
+def run_thread(w: Words, number: int, choices: int) -> int:
+    """One step of a thread from the state in the arena, with its log; what step() returned."""
+    w[LOG_TOP] = LOG
+    w[CHOICES] = choices
+    w[ASKED] = 0
+    w[TID] = number + 1
+    w[THREAD] = w[RECORD + number]
+    w[MY_BIT] = 1 << (40 + number)
+    result = call_native(w[STEP + number], w, w[THREAD])
+    if result != STOPPED and w[FREED]:
+        collect(w)
+    return result
+
+
+@helper(raw=True)
+def arrive(w: Words, state: int, number: int, choices: int) -> int:
+    """The step in the log leads somewhere: is it new? 0, or why the search stops."""
+    fingerprint = undo_hashed(w)
+    if fingerprint == 0:
+        fingerprint = 1
+    entry = seek(w, fingerprint)
+    w[TRANSITIONS] += 1
+    if w[entry] == 0:
+        w[entry] = fingerprint
+        w[entry + 1] = w[FOUND]
+        w[w[PARENTS] + w[FOUND]] = state << 16 | number << 12 | choices
+        redo(w)
+        touch_log(w)
+        enqueue(w)
+        w[FOUND] += 1
+        broken = call_native(w[INVARIANTS], w)
+        undo_to(w, LOG)
+        touch_log_again(w)
+        if broken:
+            return broken_rule(w, broken, w[FOUND] - 1)
+    if w[EDGES]:
+        w[w[EDGES] + w[EDGE_COUNT]] = w[entry + 1] << 8 | number << 4 | (1 if choices else 0)
+        w[EDGE_COUNT] += 1
+    return 0
+
+
+@helper(raw=True)
+def touch_log_again(w: Words) -> int:
+    """After undoing: the log's entries are still there, below its top of before."""
+    top = LOG
+    while w[top]:
+        touch(w, w[top])
+        top += 2
+    return 0
+
+
+@helper(raw=True)
+def nobody_moves(w: Words, state: int) -> int:
+    """All threads wait or have ended: is that how it should end? 0, or VIOLATED."""
+    for number in range(w[THREADS]):
+        pc = w[w[RECORD + number] + PC]
+        if pc != -1 and (w[DAEMON + number] == 0 or pc != w[DAEMON + number]):
+            w[STATUS] = DEADLOCK
+            return stop_at(w, state, -1)
+    w[FINISHED] += 1
+    broken = call_native(w[FINAL], w)
+    if broken:
+        return broken_rule(w, broken, state)
+    return 0
+
+
+@helper(raw=True)
+def expand(w: Words, state: int) -> int:
+    """Every step from the state in the arena; 0, or why the search stops."""
+    moved = 0
+    for number in range(w[THREADS]):
+        if w[w[RECORD + number] + PC] != -1:
+            choices = 0
+            while choices >= 0:
+                result = run_thread(w, number, choices)
+                if result == STOPPED:
+                    undo_to(w, LOG)
+                    return stop_at(w, state, number << 12 | choices)
+                if result == 1:
+                    undo_to(w, LOG)
+                    choices = -1
+                else:
+                    moved = moved | 1 << number
+                    w[w[LOG_TOP]] = 0
+                    asked = w[ASKED]
+                    why = arrive(w, state, number, choices)
+                    if why:
+                        return why
+                    choices = next_choices(w, choices, asked)
+    if w[EDGES]:
+        w[w[FIRST_EDGE] + state + 1] = w[EDGE_COUNT] << 8
+        w[w[FIRST_EDGE] + state] |= ((1 << w[THREADS]) - 1) & ~moved
+    if moved == 0:
+        return nobody_moves(w, state)
+    return 0
+
+
+@helper(raw=True)
+def search(w: Words, budget: int) -> int:
+    """Expand up to ``budget`` states; why it stopped."""
+    while budget > 0:
+        state = w[EXPANDED]
+        if state == w[FOUND]:
+            return EXHAUSTED
+        if w[FOUND] * 3 > w[MASK] * 2 or w[FOUND] + 64 > w[MAX_FOUND]:
+            return TABLE_FULL
+        if w[WRITTEN_AT] - w[READ_AT] > w[QUEUE_WORDS] - (1 << 16):
+            return QUEUE_FULL
+        if state == w[LEVEL_END]:
+            w[DEPTH] += 1
+            w[LEVEL_END] = w[FOUND]
+        dequeue(w)
+        w[EXPANDED] += 1
+        why = expand(w, state)
+        if why or w[BROKEN]:
+            return why
+        budget -= 1
+    return PAUSED
+
+
+@helper(raw=True)
+def rehash(w: Words, table: int, mask: int) -> int:
+    """Move the table's entries into a larger one."""
+    old = w[TABLE]
+    entries = w[MASK] + 1
+    w[TABLE] = table
+    w[MASK] = mask
+    for slot in range(entries):
+        if w[old + 2 * slot]:
+            entry = seek(w, w[old + 2 * slot])
+            w[entry] = w[old + 2 * slot]
+            w[entry + 1] = w[old + 2 * slot + 1]
+    return 0
+
+
+assert STATE_END + 64 < LAST

@@ -1,0 +1,420 @@
+"""A kernel built for debugging: what the checker links in place of the empty hooks and of the plain allocator.
+
+KASAN (freed objects stay poisoned as long as anybody may still point to them), lockdep, might_sleep, list and tree
+debugging, and what goes one way or the other: allocations that fail, bounded loops that run out of time.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.arena import (
+    ALIVE,
+    ARENA,
+    ARENA_FULL,
+    ASKED,
+    CHOICES,
+    CLASS_AFTER,
+    CLASS_KEY,
+    CLASSES,
+    CLOSED,
+    DEVICE_AT,
+    DEVICES,
+    FAILURES,
+    FREED,
+    GENERATION,
+    LIMIT,
+    LIST_ADD,
+    LIST_DEL,
+    LOCK_CLASS,
+    LOCK_ID,
+    LOCK_ORDER,
+    LOCKS,
+    MAX_CLASSES,
+    MAX_FREED,
+    MAX_LOCKS,
+    MEMORY,
+    MMAP_LOCK_IN_CALLBACK,
+    NOT_HELD,
+    NULL_POINTER,
+    OBJECTS,
+    PAGES,
+    POOL,
+    POOLS,
+    PRIVATE,
+    RANGE_WORDS,
+    RANGES,
+    SELF_DEADLOCK,
+    SHADOW,
+    SLEEP_IN_ATOMIC,
+    SLEEP_NON_BLOCK,
+    THREAD,
+    TIMEOUTS,
+    TREE_INSERT,
+    VISIBLE,
+)
+from faultpath.engine.sanitizer import fail, note, put, shadow_of
+from faultpath.engine.thread import ATOMIC, CALLBACK, HELD_READ, HELD_WRITE, NON_BLOCK
+from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, Words
+from faultpath.kernel.primitives import debug, ghost, heap, pagetable, time
+from faultpath.kernel.primitives.heap import GFP_ATOMIC
+from faultpath.protocol.language import helper
+from faultpath.protocol.struct import ROLES
+
+MMAP_LOCK = ROLES.index("mmap_lock")
+
+
+# --- memory
+
+
+@helper(replaces=heap.take, raw=True)
+def take(w: Words, size_class: int, tag: int, owned: int) -> int:
+    """The lowest place in the running thread's own pool: addresses do not depend on what others allocated when."""
+    first = w[POOLS] + (w[TID] - 1) * w[POOL]
+    found = first
+    obj = first
+    while obj < found + 8 * size_class:
+        if obj >= first + w[POOL]:
+            fail(w, ARENA_FULL, size_class)
+        if w[SHADOW + ((obj - ARENA) >> 3)]:
+            found = obj + 8
+        obj += 8
+    for unit in range(size_class):
+        put(w, SHADOW + ((found - ARENA) >> 3) + unit, found << 4 | (MEMORY if owned else 0) | PRIVATE | ALIVE)
+    put(w, found, tag << 8 | size_class << 1 | 1)
+    return found
+
+
+@helper(replaces=heap.give_back, raw=True)
+def give_back(w: Words, obj: int) -> int:
+    """Poison an object: whoever touches it now is reported. It can be reused once nothing points to it."""
+    if obj < OBJECTS or obj >= SHADOW:
+        fail(w, NULL_POINTER, obj)
+    shadow = w[SHADOW + ((obj - ARENA) >> 3)]
+    if shadow & ALIVE == 0:
+        fail(w, DOUBLE_FREE, obj)
+    size_class = w[obj] >> 1 & 127
+    for unit in range(size_class):
+        put(w, SHADOW + ((obj - ARENA) >> 3) + unit, obj << 4)
+    for word in range(obj + 1, obj + 8 * size_class):
+        if shadow & PRIVATE == 0:
+            note(w, word, 1)
+        put(w, word, 0)
+    put(w, obj, w[obj] & ~1)
+    count = w[FREED]
+    if count == MAX_FREED:
+        fail(w, ARENA_FULL, obj)
+    put(w, FREED + 1 + count, obj)
+    return put(w, FREED, count + 1)
+
+
+@helper(replaces=heap.take, raw=True)
+def take_at_setup(w: Words, size_class: int, tag: int, owned: int) -> int:
+    """Before threads run: one object after the other, and everybody may know it."""
+    found = w[BRK]
+    w[BRK] = found + 8 * size_class
+    for unit in range(size_class):
+        w[SHADOW + ((found - ARENA) >> 3) + unit] = found << 4 | (MEMORY if owned else 0) | ALIVE
+    w[found] = tag << 8 | size_class << 1 | 1
+    return found
+
+
+@helper(replaces=heap.give_back, raw=True)
+def give_back_at_setup(w: Words, obj: int) -> int:
+    """Before threads run: nothing is left of the object."""
+    size_class = w[obj] >> 1 & 127
+    for unit in range(size_class):
+        w[SHADOW + ((obj - ARENA) >> 3) + unit] = 0
+    for word in range(obj, obj + 8 * size_class):
+        w[word] = 0
+    return 0
+
+
+@helper(raw=True)
+def pointed_to(w: Words, obj: int, end: int) -> int:
+    """Whether any living object, thread or named word may point into ``[obj, end)``."""
+    for word in range(WORK_HEAD, WORK_TAIL + 1):
+        if w[word] >= obj and w[word] < end:
+            return 1
+    unit = OBJECTS
+    limit = w[LIMIT]
+    while unit < limit:
+        shadow = w[SHADOW + ((unit - ARENA) >> 3)]
+        # Threads have no shadow; free places hold zeros.
+        if shadow & ALIVE or unit >= w[POOLS] + 6 * w[POOL]:
+            for word in range(unit, unit + 8):
+                if w[word] >= obj and w[word] < end:
+                    return 1
+        unit += 8
+    return 0
+
+
+@helper(raw=True)
+def collect(w: Words) -> int:
+    """Let go of freed objects that nothing points to any more: a state does not remember them."""
+    kept = 0
+    count = w[FREED]
+    for number in range(count):
+        obj = w[FREED + 1 + number]
+        size_class = w[obj] >> 1 & 127
+        if pointed_to(w, obj, obj + 8 * size_class):
+            put(w, FREED + 1 + kept, obj)
+            kept += 1
+        else:
+            put(w, obj, 0)
+            for unit in range(size_class):
+                put(w, SHADOW + ((obj - ARENA) >> 3) + unit, 0)
+    for number in range(kept, count):
+        put(w, FREED + 1 + number, 0)
+    return put(w, FREED, kept)
+
+
+@helper(raw=True)
+def choose(w: Words) -> int:
+    """What goes one way or the other goes both ways: the explorer asks for each."""
+    asked = w[ASKED]
+    w[ASKED] = asked + 1
+    return w[CHOICES] >> asked & 1
+
+
+@helper(replaces=debug.may_fail, raw=True)
+def may_fail(w: Words, gfp: int) -> int:
+    """Atomic allocations fail as often as the scenario lets them."""
+    if gfp == GFP_ATOMIC and w[FAILURES] and choose(w):
+        put(w, FAILURES, w[FAILURES] - 1)
+        return 1
+    return 0
+
+
+@helper(replaces=time.expired, raw=True)
+def expired(w: Words) -> int:
+    """A loop's time may be over at any moment."""
+    return choose(w) if w[TIMEOUTS] else 0
+
+
+# --- locks
+
+
+@helper(replaces=debug.set_lock, raw=True)
+def set_lock(w: Words, lock: int, value: int) -> int:
+    """A lock's word is part of the state."""
+    return put(w, lock, value)
+
+
+@helper(raw=True)
+def lock_number(w: Words, lock: int, role: int) -> int:
+    """The number of a lock, counted from 1 in the order in which they are met; its class is looked up, too."""
+    number = w[LOCK_ID + lock]
+    if number == 0:
+        number = w[LOCKS] + 1
+        if number > MAX_LOCKS:
+            fail(w, ARENA_FULL, lock)
+        w[LOCKS] = number
+        w[LOCK_ID + lock] = number
+    known = 0
+    while known < w[CLASSES] and w[CLASS_KEY + known] != role:
+        known += 1
+    if known == w[CLASSES]:
+        if known == MAX_CLASSES:
+            fail(w, ARENA_FULL, lock)
+        w[CLASS_KEY + known] = role
+        w[CLASSES] = known + 1
+    w[LOCK_CLASS + number] = known
+    return number
+
+
+@helper(raw=True)
+def classes_after(w: Words, classes: int) -> int:
+    """Every class that was ever taken, directly or not, while one of ``classes`` was held."""
+    reached = classes
+    before = 0
+    while reached != before:
+        before = reached
+        for known in range(w[CLASSES]):
+            if reached >> known & 1:
+                reached |= w[CLASS_AFTER + known]
+    return reached
+
+
+@helper(raw=True)
+def follows(w: Words, held: int, taken: int) -> int:
+    """lockdep: class ``taken`` is wanted while ``held`` is held. Never must it have been the other way round."""
+    if w[CLASS_AFTER + held] >> taken & 1:
+        return 0
+    w[CLASS_AFTER + held] |= 1 << taken
+    if held == taken or classes_after(w, w[CLASS_AFTER + taken]) >> held & 1:
+        fail(w, LOCK_ORDER, held << 16 | taken)
+    return 0
+
+
+@helper(replaces=debug.might_sleep, raw=True)
+def might_sleep(w: Words) -> int:
+    """might_sleep(): not under a spinlock, not in a callback that must not block."""
+    if w[w[THREAD] + ATOMIC]:
+        fail(w, SLEEP_IN_ATOMIC, 0)
+    if w[w[THREAD] + CALLBACK] & NON_BLOCK:
+        fail(w, SLEEP_NON_BLOCK, 0)
+    return 0
+
+
+@helper(raw=True)
+def shared_lock(w: Words, lock: int) -> int:
+    """Taking a lock is a step that others can tell, unless nobody else can find it."""
+    if shadow_of(w, lock) & PRIVATE == 0:
+        w[VISIBLE] = 1
+    return 0
+
+
+@helper(replaces=debug.lock_wanted, raw=True)
+def lock_wanted(w: Words, lock: int, role: int, spins: int) -> int:
+    """lockdep and might_sleep, before a lock is waited for."""
+    shared_lock(w, lock)
+    if spins == 0:
+        might_sleep(w)
+    thread = w[THREAD]
+    if role & 255 == MMAP_LOCK and w[thread + CALLBACK]:
+        fail(w, MMAP_LOCK_IN_CALLBACK, lock)
+    number = lock_number(w, lock, role)
+    held = w[thread + HELD_READ] | w[thread + HELD_WRITE]
+    if held >> (number - 1) & 1:
+        fail(w, SELF_DEADLOCK, lock)
+    wanted = w[LOCK_CLASS + number]
+    other = 0
+    while held:
+        other += 1
+        if held & 1:
+            follows(w, w[LOCK_CLASS + other], wanted)
+        held = held >> 1
+    return 0
+
+
+@helper(replaces=debug.lock_tried, raw=True)
+def lock_tried(w: Words, lock: int) -> int:
+    """A trylock looks at the lock's word without waiting: giving the lock up is then something others can tell."""
+    shared_lock(w, lock)
+    return note(w, lock, 1)
+
+
+@helper(replaces=debug.lock_taken, raw=True)
+def lock_taken(w: Words, lock: int, role: int, write: int, spins: int) -> int:
+    """The running thread holds it."""
+    thread = w[THREAD]
+    bit = 1 << (lock_number(w, lock, role) - 1)
+    place = thread + (HELD_WRITE if write else HELD_READ)
+    put(w, place, w[place] | bit)
+    if spins:
+        put(w, thread + ATOMIC, w[thread + ATOMIC] + 1)
+    return 0
+
+
+@helper(replaces=debug.lock_dropped, raw=True)
+def lock_dropped(w: Words, lock: int, write: int, spins: int) -> int:
+    """Giving a lock up can be told by nobody who waits for it; by one who tries it, or frees it, it can."""
+    thread = w[THREAD]
+    if shadow_of(w, lock) & PRIVATE == 0:
+        note(w, lock, write)
+    place = thread + (HELD_WRITE if write else HELD_READ)
+    number = w[LOCK_ID + lock]
+    if number == 0 or w[place] >> (number - 1) & 1 == 0:
+        fail(w, NOT_HELD, lock)
+    put(w, place, w[place] & ~(1 << (number - 1)))
+    if spins:
+        put(w, thread + ATOMIC, w[thread + ATOMIC] - 1)
+    return 0
+
+
+# --- lists and trees
+
+
+@helper(replaces=debug.list_add_valid, raw=True)
+def list_add_valid(w: Words, node: int) -> int:
+    """__list_add_valid(): a node that is in a list already has a back pointer."""
+    if w[node + 1]:
+        fail(w, LIST_ADD, node)
+    return 0
+
+
+@helper(replaces=debug.list_del_valid, raw=True)
+def list_del_valid(w: Words, node: int) -> int:
+    """__list_del_entry_valid()."""
+    shadow_of(w, node)
+    if w[node + 1] == 0:
+        fail(w, LIST_DEL, node)
+    return 0
+
+
+@helper(replaces=debug.tree_insert_valid, raw=True)
+def tree_insert_valid(w: Words, node: int) -> int:
+    """A node in a tree has a parent, or is black and the root; outside it has none or itself."""
+    if w[node + 1] and w[node + 1] != node << 1:
+        fail(w, TREE_INSERT, node)
+    return 0
+
+
+# --- what the invariants need to know
+
+
+@helper(raw=True)
+def range_slot(w: Words, range_: int) -> int:
+    """The running thread's record of an invalidation, or a free one."""
+    first = RANGES + (w[TID] - 1) * 2 * RANGE_WORDS
+    return first + RANGE_WORDS if w[first] and w[first] != range_ else first
+
+
+@helper(replaces=ghost.mark_range, raw=True)
+def mark_range(w: Words, range_: int, start: int, end: int, phase: int) -> int:
+    """An invalidation of ``[start, end)`` has come to a phase."""
+    slot = range_slot(w, range_)
+    put(w, slot, range_ if phase else 0)
+    put(w, slot + 1, start if phase else 0)
+    put(w, slot + 2, end if phase else 0)
+    return put(w, slot + 3, phase)
+
+
+@helper(replaces=ghost.mark_callback, raw=True)
+def mark_callback(w: Words, enters: int, blockable: int) -> int:
+    """The running thread goes into a driver's callback, or comes out."""
+    place = w[THREAD] + CALLBACK
+    if enters:
+        return put(w, place, w[place] + 1 + (0 if blockable else NON_BLOCK))
+    return put(w, place, w[place] - 1 - (0 if blockable else NON_BLOCK))
+
+
+@helper(replaces=ghost.mark_closed, raw=True)
+def mark_closed(w: Words, device: int) -> int:
+    """Which devices are closed."""
+    for number in range(w[DEVICES]):
+        if w[DEVICE_AT + number] == device:
+            put(w, CLOSED, w[CLOSED] | 1 << number)
+    return 0
+
+
+@helper(replaces=pagetable.next_frame, raw=True)
+def next_frame(w: Words, addr: int) -> int:
+    """A page and how often it came in: what a page is called does not depend on who faulted first elsewhere."""
+    page = addr >> 12
+    place = GENERATION + page % PAGES
+    put(w, place, w[place] % 7 + 1)
+    return (page & 7) << 3 | w[place]
+
+
+SETUP = [take_at_setup, give_back_at_setup, next_frame]
+
+HOOKS = [
+    take,
+    give_back,
+    may_fail,
+    expired,
+    set_lock,
+    might_sleep,
+    lock_wanted,
+    lock_tried,
+    lock_taken,
+    lock_dropped,
+    list_add_valid,
+    list_del_valid,
+    tree_insert_valid,
+    mark_range,
+    mark_callback,
+    mark_closed,
+    next_frame,
+]
+
