@@ -40,6 +40,7 @@ BASE = 1 << 24
 LOG_TOP = BASE  # where the next entry of the log goes
 TAKEN = BASE + 1  # steps of the last call of step()
 VISIBLE = BASE + 2  # the primitive that ran touched what others touch
+AT = BASE + 19  # the instruction that ran last
 FINE = BASE + 3  # every access is a step of its own: no reduction
 CHOICES = BASE + 4  # answers to what may go one way or the other, one bit each
 ASKED = BASE + 5  # how many of them the step has used

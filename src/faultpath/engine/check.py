@@ -21,14 +21,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
-import numpy as np
-
-from faultpath import catalog
 from faultpath.design import Design
 from faultpath.engine import arena, search, world
 from faultpath.engine.native import Library, Native
+from faultpath.engine.status import explain
 from faultpath.engine.step import Routine
 from faultpath.engine.thread import PC
 from faultpath.engine.world import Words
@@ -38,9 +35,9 @@ from faultpath.kernel.invariants import check_final, check_state
 from faultpath.kernel.mirror import attach
 from faultpath.kernel.mm import mm_init
 from faultpath.kernel.threads import worker
-from faultpath.protocol.language import Helper, Protocol
+from faultpath.protocol.language import Protocol
 from faultpath.protocol.native import STOPPED
-from faultpath.protocol.program import Program
+from faultpath.protocol.program import Program, Source
 from faultpath.protocol.resumable import CHECKED, checked_module
 from faultpath.scenario import DEVICE, MM, PAGE, SECOND_DEVICE, SPAN, Argument, Call, Scenario
 
@@ -52,21 +49,42 @@ WALKS = 64  # random executions that tell which words are shared before the sear
 TABLES = 1 << 29  # word at which the search's own tables begin
 ROOM = 1 << 28  # words of address space for each of them
 
+COUNTS = (
+    search.EXPANDED,
+    search.READ_AT,
+    search.WRITTEN_AT,
+    search.TRANSITIONS,
+    search.DEPTH,
+    search.TOUCHED,
+    search.FINISHED,
+    search.EDGE_COUNT,
+    arena.BROKEN,
+)
 
-class Threads:
-    """What each thread of a scenario runs, compiled: every access checked and logged."""
 
-    def __init__(self, design: Design, root: Protocol, more: Sequence[Protocol]) -> None:
-        core = [*design.replacements(), *more, *debug.HOOKS]
-        self.program = Program([root, *CHECKED], [design.driver(), *design.ops], core)
+class CheckedThread:
+    """What a thread of a scenario runs, compiled: every access checked and logged."""
+
+    def __init__(
+        self, design: Design, root: Protocol, replacements: Sequence[Source], handlers: Sequence[Protocol]
+    ) -> None:
+        core = [*design.replacements(), *replacements, *debug.HOOKS]
+        self.program = Program([root, *CHECKED], [design.driver(), *design.ops], core, handlers)
         self.routine = Routine(self.program, root)
         self.library = Library(checked_module(self.program, self.routine.code, "step"), ["step"])
         self.address = self.library.address("step")
 
 
 @cache
+def _compiled(
+    design: Design, root: Protocol, replacements: tuple[Source, ...], handlers: tuple[Protocol, ...]
+) -> CheckedThread:
+    return CheckedThread(design, root, replacements, handlers)
+
+
+@cache
 def _searcher() -> Native:
-    return Native(Program([search.search, search.rehash, search.run_thread, debug.collect, search.undo_hashed]))
+    return Native(Program([search.search, search.rehash, search.run_thread]))
 
 
 @dataclass
@@ -102,7 +120,7 @@ class Check:
         *,
         reduce: bool = True,
         timeouts: bool = True,
-        replacements: Sequence[Any] = (),
+        replacements: Sequence[Source] = (),
         memory: int = 4 << 30,
     ) -> None:
         self.design = design
@@ -133,25 +151,20 @@ class Check:
             self.devices.append(device)
         for call in scenario.setup:
             self._call(call.protocol, *self._arguments(call.args))
-        self.threads = [self._thread(call) for call in self.calls]
-        if any(t.program.handlers for t in self.threads):
+        self.threads = [_compiled(design, c.protocol, tuple(self.replacements), ()) for c in self.calls]
+        handlers = {p for t in self.threads for p in t.program.handlers.values()}
+        if handlers:
             self.calls.append(Call("kworker", worker, ()))
-            self.threads.append(self._thread(self.calls[-1]))
+            queued = tuple(sorted(handlers, key=int))
+            self.threads.append(_compiled(design, worker, tuple(self.replacements), queued))
         if len(self.threads) > arena.MAX_THREADS:
             raise FaultpathError(f"{len(self.threads)} threads", scenario.name, f"at most {arena.MAX_THREADS}")
         self._lay_out()
-
-    def _thread(self, call: Call) -> Threads:
-        # A work item may be queued by any thread and run by the worker, so it is linked with all of them.
-        more = [p for c in self.calls if c.protocol is not call.protocol for p in [c.protocol]] if call.protocol is worker else []
-        return _compiled(self.design, call.protocol, tuple(self.replacements), tuple(more))
 
     def _call(self, root: Protocol, *args: int) -> int:
         try:
             return self.native.call(root, self.w, *args)
         except world.Stop:
-            from faultpath.engine.status import explain
-
             raise explain(self.w, f"setting up {self.scenario.name}") from None
 
     def _arguments(self, args: tuple[Argument, ...]) -> tuple[int, ...]:
@@ -195,7 +208,8 @@ class Check:
     def _state(self) -> tuple[Words, Words]:
         return self.w[:64].copy(), self.w[arena.ARENA : arena.STATE_END].copy()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Back to the first state."""
         named, state = self.first
         for word in range(64):
             if arena.is_state(word):
@@ -206,17 +220,14 @@ class Check:
 
     def step(self, number: int, choices: int) -> int:
         """One step of a thread in the arena as it is: STEPPED, BLOCKED, ENDED or STOPPED; its log is in the world."""
-        return int(self._functions().call_raw(search.run_thread, self.w, number, choices))
-
-    def _functions(self) -> Native:
-        return _searcher()
+        return _searcher().call_raw(search.run_thread, self.w, number, choices)
 
     def _learn(self) -> None:
         """Some random executions, to know most of the shared words before the search relies on the others."""
         w, draw = self.w, random.Random(1)
         fine, w[arena.FINE] = int(w[arena.FINE]), 1
         for _ in range(WALKS):
-            self._reset()
+            self.reset()
             alive = list(range(len(self.threads)))
             burst, steps = 0, 0
             number = 0
@@ -230,7 +241,7 @@ class Check:
                 if result == STOPPED:
                     break
                 if result == 1:
-                    self._undo()
+                    self.undo()
                     burst = 0
                     waiting = [n for n in alive if self._blocked(n)]
                     if len(waiting) == len(alive):
@@ -240,14 +251,15 @@ class Check:
                     burst = 0
         w[arena.FINE] = fine
         w[arena.BROKEN] = 0
-        self._reset()
+        self.reset()
 
     def _blocked(self, number: int) -> bool:
         result = self.step(number, 0)
-        self._undo()
+        self.undo()
         return result == 1
 
-    def _undo(self) -> None:
+    def undo(self) -> None:
+        """Take the last step back."""
         w = self.w
         top = int(w[arena.LOG_TOP])
         for entry in range(top - 2, arena.LOG - 2, -2):
@@ -272,9 +284,7 @@ class Check:
         verdict.depth = int(w[search.DEPTH])
         verdict.finished = int(w[search.FINISHED])
         verdict.results = [int(r) for r in w[arena.RESULTS : arena.RESULTS + len(self.threads)]]
-        verdict.seen = {
-            name for name, index in world.INDEX.items() if w[arena.SEEN + index - world.COUNTER]
-        }
+        verdict.seen = {name for name, index in world.INDEX.items() if w[arena.SEEN + index - world.COUNTER]}
         if why == search.VIOLATED:
             verdict.verdict = "violated"
             verdict.status, verdict.arg = int(w[world.STATUS]), int(w[world.STATUS_ARG])
@@ -289,7 +299,7 @@ class Check:
     def _search(self, verdict: Verdict, progress: Callable[[int, int], None]) -> int | None:
         """One search from the first state; None if a word taken for guarded was not."""
         w, functions = self.w, _searcher()
-        self._reset()
+        self.reset()
         # Tables of a search before this one.
         entries = 1 << 16
         table = TABLES + 3 * ROOM
@@ -297,8 +307,7 @@ class Check:
         w[search.TABLE], w[search.MASK] = table, entries - 1
         w[search.MAX_FOUND] = ROOM
         w[search.QUEUE_WORDS] = ROOM
-        for word in (search.EXPANDED, search.READ_AT, search.WRITTEN_AT, search.TRANSITIONS, search.DEPTH, search.TOUCHED,
-                     search.FINISHED, search.EDGE_COUNT, arena.BROKEN):
+        for word in COUNTS:
             w[word] = 0
         w[search.FOUND] = 1
         w[search.LEVEL_END] = 1
@@ -346,11 +355,3 @@ class Check:
             path.append((entry >> 12 & 15, entry & 0xFFF))
             state = entry >> 16
         return path[::-1]
-
-
-@cache
-def _compiled(design: Design, root: Protocol, replacements: tuple[Any, ...], more: tuple[Protocol, ...]) -> Threads:
-    return Threads(design, root, replacements)
-
-
-__all__ = ["Check", "Helper", "Verdict", "catalog", "np"]

@@ -18,7 +18,6 @@ from faultpath.engine.arena import (
     LOG_TOP,
     MY_BIT,
     STATE_END,
-    TAKEN,
     THREAD,
 )
 from faultpath.engine.sanitizer import undo_to

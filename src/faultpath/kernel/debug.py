@@ -417,4 +417,3 @@ HOOKS = [
     mark_closed,
     next_frame,
 ]
-

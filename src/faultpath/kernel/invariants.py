@@ -60,15 +60,15 @@ def span_end(w: Words) -> int:
 @primitive
 def check_mm(w: Words) -> Mm:
     """The process."""
-    return w[CHECK_MM]
+    return w[CHECK_MM]  # type: ignore[return-value]
 
 
 @primitive
 def check_device(w: Words, number: int) -> Device:
     """A device whose file is open; 0 for one that is closed, -1 when there are no more."""
     if number >= w[DEVICES]:
-        return -1
-    return 0 if w[CLOSED] >> number & 1 else w[DEVICE_AT + number]
+        return -1  # type: ignore[return-value]
+    return 0 if w[CLOSED] >> number & 1 else w[DEVICE_AT + number]  # type: ignore[return-value]
 
 
 @primitive
@@ -189,5 +189,3 @@ def check_final() -> int:
         blame(left)
         return LEAK
     return 0
-
-

@@ -28,5 +28,3 @@ def worker() -> None:
     while True:
         wait_event(work_pending())
         process_one_work()
-
-

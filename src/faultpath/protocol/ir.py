@@ -107,7 +107,9 @@ class CallNative:
     args: tuple[Expr, ...]
 
 
-Expr = Const | Local | Load | Address | Unary | Binary | Logic | Select | Call | HookCall | HasOp | LockClass | CallNative
+Expr = (
+    Const | Local | Load | Address | Unary | Binary | Logic | Select | Call | HookCall | HasOp | LockClass | CallNative
+)
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,7 @@ class Protocol:
 class Primitive:
     """One atomic step, a function ``fn(w, *args)`` of words; ``blocks`` says that it may have to wait."""
 
-    def __init__(
-        self, fn: Callable[..., Any], blocks: bool, has_role: bool, replaces: Primitive | None = None
-    ) -> None:
+    def __init__(self, fn: Callable[..., Any], blocks: bool, has_role: bool, replaces: Primitive | None = None) -> None:
         self.fn = fn
         self.replaces = replaces
         self.blocks = blocks
@@ -179,9 +177,7 @@ def protocol(fn: Any = None, *, replaces: Protocol | None = None) -> Any:
     return Protocol(fn)
 
 
-def primitive(
-    fn: Any = None, *, blocks: bool = False, role: bool = False, replaces: Primitive | None = None
-) -> Any:
+def primitive(fn: Any = None, *, blocks: bool = False, role: bool = False, replaces: Primitive | None = None) -> Any:
     """Mark a function ``fn(w, ...)`` as one atomic step.
 
     :param blocks: it returns 1, having changed nothing, when the caller must wait

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from faultpath.engine.world import BAD_ADDRESS, DIVISION, STATUS, WOULD_BLOCK
 from faultpath.protocol import ir
-from faultpath.protocol.language import Primitive, Protocol
+from faultpath.protocol.language import Primitive
 from faultpath.protocol.program import Program, Source
 
 STOPPED = -(1 << 63)

@@ -20,13 +20,20 @@ class Program:
     :param roots: protocols that a scheduler calls
     :param ops: tables of function pointers that hooks may meet
     :param core: functions that take the place of others (those with ``replaces`` do)
+    :param handlers: work handlers that somebody else may queue
     """
 
-    def __init__(self, roots: Iterable[Source], ops: Iterable[Ops] = (), core: Iterable[Source] = ()) -> None:
+    def __init__(
+        self,
+        roots: Iterable[Source],
+        ops: Iterable[Ops] = (),
+        core: Iterable[Source] = (),
+        handlers: Iterable[Protocol] = (),
+    ) -> None:
         self.ops = list(ops)
         self.replaced: dict[Source, Source] = {p.replaces: p for p in core if p.replaces is not None}
         self.functions: dict[Source, ir.Function] = {}  # callees before callers
-        self.handlers: dict[int, Protocol] = {}
+        self.handlers: dict[int, Protocol] = {p.number: p for p in handlers}
         self.roots: list[Source] = [self.resolve(p) for p in roots]
         # Work handlers are met while functions are checked, and become targets of the hook that runs them.
         found = -1
@@ -46,7 +53,7 @@ class Program:
     def targets(self, slot: str) -> dict[int, Protocol]:
         """What a hook's selector can name: number of the table, or of the handler, to protocol."""
         if slot == "work":
-            return dict(sorted(self.handlers.items()))
+            return {number: self.resolve(p) for number, p in sorted(self.handlers.items())}
         return {int(ops): self.resolve(ops.table[slot]) for ops in self.ops if slot in ops.table}
 
     def _visit(self, source: Source, path: tuple[Source, ...]) -> None:

@@ -46,9 +46,7 @@ def plain_step(program: Program, code: steps.Code, name: str) -> str:
 
 def checked_module(program: Program, code: steps.Code, name: str) -> str:
     """Text of a whole module: the checked ``step`` and the primitives that it uses."""
-    stopping = stopping_functions(program) | {
-        f for f in program.functions if not isinstance(f, Helper) or not f.raw
-    }
+    stopping = stopping_functions(program) | {f for f in program.functions if not isinstance(f, Helper) or not f.raw}
     parts = []
     for source, function in program.functions.items():
         if isinstance(source, Primitive | Helper):
@@ -199,11 +197,11 @@ class _StepEmitter(Emitter):
             case steps.Jump(to=to):
                 self.put(f"br label %at.{to}")
             case steps.Branch():
-                to = steps.following(instruction, i)
-                if len(to) == 1:
-                    self.put(f"br label %at.{to[0]}")
+                ways = steps.following(instruction, i)
+                if len(ways) == 1:
+                    self.put(f"br label %at.{ways[0]}")
                 else:
-                    self.put(f"br i1 {self.test(instruction.test)}, label %at.{to[0]}, label %at.{to[1]}")
+                    self.put(f"br i1 {self.test(instruction.test)}, label %at.{ways[0]}, label %at.{ways[1]}")
             case steps.End(value=value):
                 result = self.value(value)
                 if self.checked:
@@ -278,6 +276,7 @@ class _StepEmitter(Emitter):
         count = self.let(f"add i64 {self.let('load i64, ptr %taken')}, 1")
         self.put(f"store i64 {count}, ptr %taken")
         if self.checked:
+            self.set_named(arena.AT, str(i))
             self.set_named(arena.TAKEN, count)
             self.stop_if(self.let(f"icmp sgt i64 {count}, {MAX_STEPS}"), arena.SPINS)
         self.put(f"br label %at.{i + 1}")

@@ -157,8 +157,9 @@ class _Flattener:
         assigned = {stmt.name for stmt in _statements(function.body) if isinstance(stmt, ir.Assign)}
         for name, value in zip(function.parameters, args, strict=True):
             if name in assigned:
-                self.scope[name] = ir.Local(self.register(name))
-                self.emit(Let(self.scope[name].name, value))
+                register = self.register(name)
+                self.scope[name] = ir.Local(register)
+                self.emit(Let(register, value))
             else:
                 self.scope[name] = value  # it keeps its value as long as the callee runs
         for name in function.locals:
@@ -183,9 +184,9 @@ class _Flattener:
     def statement(self, stmt: ir.Stmt) -> None:
         match stmt:
             case ir.Assign(name=name, value=value):
-                target = self.scope[name]
-                assert isinstance(target, ir.Local)
-                self.emit(Let(target.name, self.pure(value)))
+                place = self.scope[name]
+                assert isinstance(place, ir.Local)
+                self.emit(Let(place.name, self.pure(value)))
             case ir.Store(base=base, offset=offset, value=value):
                 result = self.pure(value)
                 self.emit(Store(self.pure(ir.Address(base, offset)), result))
@@ -390,7 +391,7 @@ def _allocate(code: Code, parameters: list[str]) -> None:
                 changed = True
     names = list(numbers)
     kept = (1 << len(parameters)) - 1
-    together = {n: kept for n in _bits(kept)}  # register number -> registers that matter at the same time
+    together = dict.fromkeys(_bits(kept), kept)  # register number -> registers that matter at the same time
     for i, instruction in enumerate(code.instructions):
         if isinstance(instruction, STEPS):
             code.live[i] = [names[n] for n in _bits(before[i])]

@@ -6,7 +6,6 @@ from faultpath.kernel import mm as cpu
 from faultpath.kernel.mirror import device_access
 from faultpath.kernel.threads import faulting
 from faultpath.scenario import DEVICE, MM, PAGE, Call, Scenario, address
-from faultpath.trace.ops import Event
 
 PRIVATE_ANONYMOUS = 0x22
 
@@ -27,7 +26,13 @@ def munmap(page: int, pages: int) -> Call:
     return Call("munmap", cpu.mm_munmap, (MM, address(page), pages * PAGE))
 
 
+def dontneed(page: int, pages: int) -> Call:
+    return Call("DONTNEED", cpu.mm_madvise, (MM, address(page), pages * PAGE, cpu.MADV_DONTNEED))
+
+
 SCENARIOS = [
+    Scenario("s3", "", setup=[mapped(0, 4)], threads=[fault(1), fault(2), munmap(0, 4)]),
+    Scenario("s4", "", setup=[mapped(0, 4)], threads=[fault(1), fault(2), dontneed(1, 1), munmap(0, 4)]),
     Scenario(
         "fault-vs-munmap",
         "A device fault against munmap of the whole mapping.",
@@ -35,4 +40,3 @@ SCENARIOS = [
         threads=[fault(1), munmap(0, 4)],
     ),
 ]
-assert Event
