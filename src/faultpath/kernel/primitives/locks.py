@@ -167,3 +167,24 @@ def srcu_read_unlock(w: Words, srcu: Srcu) -> int:
 def synchronize_srcu(w: Words, srcu: Srcu) -> int:
     """Wait until no reader is inside: at least as long as the kernel, which waits for earlier readers only."""
     return 1 if w[srcu] else 0
+
+
+@primitive(role=True)
+def down_read_trylock(w: Words, lock: RwSem, role: int) -> int:
+    """Take the semaphore for reading unless somebody writes: 1 if taken."""
+    if w[lock] < 0:
+        return 0
+    w[lock] += 1
+    w[LOCK + 2 * role] += 1
+    return 1
+
+
+@primitive
+def downgrade_write(w: Words, lock: RwSem) -> int:
+    """Turn one's write lock into a read lock, without a moment in between; no new acquisition."""
+    if w[lock] != -w[TID] - 1:
+        w[STATUS] = BAD_ADDRESS
+        w[STATUS_ARG] = lock
+        raise Stop
+    w[lock] = 1
+    return 0
