@@ -173,7 +173,7 @@ def mtt_zap(rig: Rig, start: int, end: int) -> int:
 
 @protocol
 def new_frame() -> int:
-    return pagetable.new_frame()
+    return pagetable.new_frame(1 << 30)
 
 
 @protocol

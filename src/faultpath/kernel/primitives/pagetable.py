@@ -253,7 +253,7 @@ def device_zap(w: Words, pt: PageTable, start: int, end: int) -> int:
 
 
 @primitive
-def new_frame(w: Words) -> int:
-    """The frame bits for a page that comes into being: numbers 1..63 in turn."""
+def new_frame(w: Words, page: int) -> int:
+    """The frame bits for a page that comes into being at an address: numbers 1..63 in turn, whatever the address."""
     w[NEXT_FRAME] = w[NEXT_FRAME] % 63 + 1
     return w[NEXT_FRAME] << FRAME_SHIFT
