@@ -114,13 +114,19 @@ def mm_init(task_size: int, raises: int) -> Mm:
 
 
 @protocol
-def mm_invalidate(mm: Mm, start: int, end: int, event: int) -> None:
-    """A recorded invalidation: its start and at once its end, counted; the CPU's page table follows the calls."""
-    count("invalidations")
+def invalidate_range(mm: Mm, start: int, end: int, event: int) -> None:
+    """range_start and at once range_end of ``[start, end)``, around nothing."""
     range = new_range(mm, start, end, event)
     mmu_notifier_invalidate_range_start(range)
     mmu_notifier_invalidate_range_end(range)
     off_stack(range)
+
+
+@protocol
+def mm_invalidate(mm: Mm, start: int, end: int, event: int) -> None:
+    """A recorded invalidation, counted; the CPU's page table follows the calls."""
+    count("invalidations")
+    invalidate_range(mm, start, end, event)
 
 
 @protocol
