@@ -122,6 +122,16 @@ def pt_get(rig: Rig, addr: int) -> int:
 
 
 @protocol
+def pt_cmpxchg(rig: Rig, addr: int, old: int, new: int) -> int:
+    return pagetable.pt_cmpxchg(rig.pt, addr, old, new)
+
+
+@protocol
+def pt_unmap_frame(rig: Rig, addr: int, frame: int) -> int:
+    return pagetable.pt_unmap_frame(rig.pt, addr, frame)
+
+
+@protocol
 def pt_clear(rig: Rig, start: int, end: int) -> int:
     return pagetable.pt_clear(rig.pt, start, end)
 
@@ -163,7 +173,7 @@ def mtt_zap(rig: Rig, start: int, end: int) -> int:
 
 @protocol
 def new_frame() -> int:
-    return pagetable.new_frame()
+    return pagetable.new_frame(1 << 30)
 
 
 @protocol
@@ -290,6 +300,16 @@ def down_write(rig: Rig) -> None:
 @protocol
 def up_write(rig: Rig) -> None:
     locks.up_write(rig.sem)
+
+
+@protocol
+def down_read_trylock(rig: Rig) -> int:
+    return locks.down_read_trylock(rig.sem)
+
+
+@protocol
+def downgrade_write(rig: Rig) -> None:
+    locks.downgrade_write(rig.sem)
 
 
 @protocol

@@ -69,6 +69,29 @@ def test_a_semaphore_has_many_readers_or_one_writer(python: bool) -> None:
 
 
 @BACK_ENDS
+def test_a_downgraded_writer_is_a_reader_and_was_never_nobody(python: bool) -> None:
+    bench = Bench(python)
+    rig = bench.rig
+    stops(bench, BAD_ADDRESS, "downgrade_write")
+    bench.down_read(rig)
+    stops(bench, BAD_ADDRESS, "downgrade_write")
+    bench.up_read(rig)
+    bench.down_write(rig)
+    assert bench.down_read_trylock(rig) == 0
+    bench.w[world.TID] = 1
+    stops(bench, BAD_ADDRESS, "downgrade_write")  # another thread's
+    bench.w[world.TID] = 0
+    bench.downgrade_write(rig)
+    assert bench.down_read_trylock(rig) == 1
+    stops(bench, WOULD_BLOCK, "down_write")
+    stops(bench, BAD_ADDRESS, "up_write")
+    bench.up_read(rig)
+    bench.up_read(rig)
+    bench.down_write(rig)
+    assert (acquired(bench, "rwsem", 0), acquired(bench, "rwsem", 1)) == (2, 2)
+
+
+@BACK_ENDS
 def test_reference_counts_neither_rise_from_zero_nor_fall_below(python: bool) -> None:
     bench = Bench(python)
     rig = bench.rig

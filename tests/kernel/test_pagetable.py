@@ -155,6 +155,25 @@ def test_runs_are_cut_at_blocks_of_eight_only() -> None:
         assert bench.counter("ptes_zapped") == len(pages)
 
 
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_an_entry_changes_only_if_it_is_what_was_seen(python: bool) -> None:
+    bench = Bench(python)
+    rig, at = bench.rig, 1 << 30
+    bench.pt_init(rig, 0, 1 << 40)
+    seen, other, new = VALID | 5 << 2, VALID | WRITE | 5 << 2, VALID | 6 << 2
+    assert bench.pt_cmpxchg(rig, at, seen, new) == 0
+    assert bench.pt_get(rig, at) == 0
+    assert bench.pt_cmpxchg(rig, at, 0, seen) == 0
+    assert bench.pt_cmpxchg(rig, at, other, new) == seen
+    assert bench.pt_get(rig, at) == seen
+    assert bench.pt_cmpxchg(rig, at, seen, other) == seen
+    assert bench.pt_unmap_frame(rig, at, 6) == 0
+    assert bench.pt_unmap_frame(rig, at + PAGE, 0) == 0
+    assert bench.pt_get(rig, at) == other
+    assert bench.pt_unmap_frame(rig, at, 5) == other  # the frame counts, not what may be done with it
+    assert bench.pt_get(rig, at) == 0
+
+
 def test_frames_are_never_zero_and_change() -> None:
     bench = Bench()
     frames = [bench.new_frame() >> 2 for _ in range(130)]

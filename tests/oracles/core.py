@@ -204,6 +204,9 @@ class Machine:
             self.invalidate(addr, addr + size, Event(arg))
         elif op == Op.MADVISE:
             self.mmap_lock("read")
+            if arg == 9:  # MADV_REMOVE lets go of it while the file is punched, under i_mmap_rwsem, and takes it again
+                self.mmap_lock("read")
+                self.counts.locks["rwsem"] += 1
             space.madvise(addr, size, arg)
         elif op == Op.FORK:
             if not aux & 0x100:  # CLONE_VM: the child shares the mm

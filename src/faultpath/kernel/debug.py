@@ -54,12 +54,15 @@ from faultpath.engine.arena import (
 from faultpath.engine.sanitizer import fail, note, put, shadow_of
 from faultpath.engine.thread import ATOMIC, CALLBACK, HELD_READ, HELD_WRITE, NON_BLOCK
 from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, Words
+from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import debug, ghost, heap, pagetable, time
 from faultpath.kernel.primitives.heap import GFP_ATOMIC
 from faultpath.protocol.language import helper
 from faultpath.protocol.struct import ROLES
 
 MMAP_LOCK = ROLES.index("mmap_lock")
+RANGE_START = Range.fields["start"].offset
+RANGE_END = Range.fields["end"].offset
 
 
 # --- memory
@@ -321,6 +324,17 @@ def lock_dropped(w: Words, lock: int, write: int, spins: int) -> int:
     return 0
 
 
+@helper(replaces=debug.lock_downgraded, raw=True)
+def lock_downgraded(w: Words, lock: int) -> int:
+    """The running thread holds it for reading from now on, which lets other readers in."""
+    thread = w[THREAD]
+    if shadow_of(w, lock) & PRIVATE == 0:
+        note(w, lock, 1)
+    bit = 1 << (w[LOCK_ID + lock] - 1)
+    put(w, thread + HELD_WRITE, w[thread + HELD_WRITE] & ~bit)
+    return put(w, thread + HELD_READ, w[thread + HELD_READ] | bit)
+
+
 # --- lists and trees
 
 
@@ -353,33 +367,32 @@ def tree_insert_valid(w: Words, node: int) -> int:
 
 
 @helper(raw=True)
-def range_slot(w: Words, range_: int) -> int:
+def range_slot(w: Words, range: int) -> int:
     """The running thread's record of an invalidation, or a free one."""
     first = RANGES + (w[TID] - 1) * 2 * RANGE_WORDS
-    return first + RANGE_WORDS if w[first] and w[first] != range_ else first
+    return first + RANGE_WORDS if w[first] and w[first] != range else first
 
 
-@helper(replaces=ghost.mark_range, raw=True)
-def mark_range(w: Words, range_: int, start: int, end: int, phase: int) -> int:
-    """An invalidation of ``[start, end)`` has come to a phase."""
-    slot = range_slot(w, range_)
-    put(w, slot, range_ if phase else 0)
-    put(w, slot + 1, start if phase else 0)
-    put(w, slot + 2, end if phase else 0)
-    return put(w, slot + 3, phase)
+@helper(replaces=ghost.range_stands, raw=True)
+def range_stands(w: Words, range: int, where: int) -> int:
+    """An invalidation has come to a phase."""
+    slot = range_slot(w, range)
+    put(w, slot, range if where else 0)
+    put(w, slot + 1, w[range + RANGE_START] if where else 0)
+    put(w, slot + 2, w[range + RANGE_END] if where else 0)
+    return put(w, slot + 3, where)
 
 
-@helper(replaces=ghost.mark_callback, raw=True)
-def mark_callback(w: Words, enters: int, blockable: int) -> int:
+@helper(replaces=ghost.callback_stands, raw=True)
+def callback_stands(w: Words, inside: int, blockable: int) -> int:
     """The running thread goes into a driver's callback, or comes out."""
     place = w[THREAD] + CALLBACK
-    if enters:
-        return put(w, place, w[place] + 1 + (0 if blockable else NON_BLOCK))
-    return put(w, place, w[place] - 1 - (0 if blockable else NON_BLOCK))
+    deeper = 1 if blockable else 1 + NON_BLOCK
+    return put(w, place, w[place] + deeper if inside else w[place] - deeper)
 
 
-@helper(replaces=ghost.mark_closed, raw=True)
-def mark_closed(w: Words, device: int) -> int:
+@helper(replaces=ghost.device_closed, raw=True)
+def device_closed(w: Words, device: int) -> int:
     """Which devices are closed."""
     for number in range(w[DEVICES]):
         if w[DEVICE_AT + number] == device:
@@ -409,11 +422,12 @@ HOOKS = [
     lock_tried,
     lock_taken,
     lock_dropped,
+    lock_downgraded,
     list_add_valid,
     list_del_valid,
     tree_insert_valid,
-    mark_range,
-    mark_callback,
-    mark_closed,
+    range_stands,
+    callback_stands,
+    device_closed,
     next_frame,
 ]

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
+from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EBUSY, EFAULT, EPERM
-from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm
-from faultpath.kernel.primitives.pagetable import VALID, WRITE, new_frame, pt_get, pt_set
-from faultpath.kernel.vma import PROT_READ, PROT_WRITE, Vma, find_vma
+from faultpath.kernel.memory import RAISES_ALL, handle_mm_fault
+from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNotifier, Mm
+from faultpath.kernel.primitives.itree import itree_first
+from faultpath.kernel.primitives.pagetable import VALID, WRITE, pt_get
+from faultpath.kernel.vma import PROT_READ, PROT_WRITE, VMA_STEPS, Vma
 from faultpath.protocol.language import protocol
 
 
 @protocol
-def handle_mm_fault(mm: Mm, vma: Vma, addr: int, write: int) -> None:
-    """handle_mm_fault() on the device's behalf: afterwards the CPU PTE is present, and writable if ``write``.
+def hmm_walk(mm: Mm, addr: int, write: int, steps: int) -> int:
+    """walk_page_range() with hmm_walk_ops: hmm_vma_walk_test, then hmm_vma_handle_pte and hmm_vma_fault.
 
-    A copy-on-write break here raises no invalidation: what a recording holds is what the CPU side raised.
+    :returns: the CPU PTE, or -EBUSY when a fault was taken instead; -EFAULT without a VMA that may be read (a hole
+        with a fault asked for is one, too), -EPERM to write where the VMA forbids it
     """
+    vma = Vma(itree_first(mm.vmas, addr, ULONG_MAX, steps))
+    if not vma or addr < vma.start or not vma.prot & PROT_READ:
+        return -EFAULT
     pte = pt_get(mm.pt, addr)
-    if not pte & VALID or (write and not pte & WRITE):
-        if write:
-            pt_set(mm.pt, addr, new_frame(addr) | VALID | WRITE)
-        else:
-            pt_set(mm.pt, addr, new_frame(addr) | VALID)
+    if pte & VALID and (pte & WRITE or not write):
+        return pte
+    if write and not vma.prot & PROT_WRITE:
+        return -EPERM
+    handle_mm_fault(mm, vma, addr, write, RAISES_ALL)
+    return -EBUSY
 
 
 @protocol
 def hmm_range_fault(mm: Mm, sub: IntervalNotifier, seq: int, addr: int, write: int) -> int:
     """hmm_range_fault() over one page, HMM_PFN_REQ_FAULT set, REQ_WRITE if ``write``; mmap_lock is held.
 
+    Every fault it takes starts the walk again. Which of its walks reads how many VMA nodes is counted for the first.
+
     :returns: the CPU PTE (VALID, WRITE if the CPU may write, frame bits), or -EBUSY when an invalidation has begun
         since ``seq`` was read, -EFAULT without a readable VMA, -EPERM to write where the VMA forbids it
     """
-    if sub.invalidate_seq != seq:  # mmu_interval_check_retry()
-        return -EBUSY
-    vma = find_vma(mm, addr)
-    if not vma or addr < vma.start or not vma.prot & PROT_READ:
-        return -EFAULT
-    pte = pt_get(mm.pt, addr)
-    if not pte & VALID or (write and not pte & WRITE):
-        if write and not vma.prot & PROT_WRITE:
-            return -EPERM
-        handle_mm_fault(mm, vma, addr, write)
-        pte = pt_get(mm.pt, addr)
-    return pte
+    steps = VMA_STEPS
+    ret = -EBUSY
+    while ret == -EBUSY:
+        if sub.invalidate_seq != seq:  # mmu_interval_check_retry()
+            return -EBUSY
+        ret = hmm_walk(mm, addr, write, steps)
+        steps = SCRATCH
+    return ret

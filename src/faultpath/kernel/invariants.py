@@ -60,7 +60,7 @@ def span_end(w: Words) -> int:
 @primitive
 def check_mm(w: Words) -> Mm:
     """The process."""
-    return w[CHECK_MM]  # type: ignore[return-value]
+    return w[CHECK_MM]
 
 
 @primitive

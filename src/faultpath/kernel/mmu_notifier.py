@@ -28,6 +28,8 @@ from faultpath.protocol.struct import (
     IntervalTree,
     MmapLock,
     PageTable,
+    RefCount,
+    RwSem,
     Struct,
     SubscriptionsLock,
 )
@@ -55,12 +57,15 @@ class Mm(Struct):
 
     notifier_subscriptions: Subscriptions
     mmap_lock: MmapLock
+    mm_users: RefCount
     mm_count: int
     vmas: IntervalTree
     pt: PageTable
+    i_mmap: RwSem  # mapping->i_mmap_rwsem: one for every file that is mapped
     task_size: int
     brk: int
-    raises: int  # whether the modelled mm operations raise invalidations themselves
+    oom_skip: int  # MMF_OOM_SKIP
+    raises: int  # who raises invalidations: RAISES_* in kernel/memory.py
 
 
 class IntervalNode(Struct):
@@ -226,8 +231,19 @@ def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
 
 
 @protocol
+def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
+    """mn_hlist_invalidate_end()."""
+    item = hlist_first(subs.list)
+    while item:
+        sub = container_of(Notifier, "hlist", item)
+        if has_op(sub.ops, "invalidate_range_end"):
+            ops_invalidate_range_end(sub.ops, sub, range)
+        item = hlist_next(sub.hlist)
+
+
+@protocol
 def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
-    """mn_hlist_invalidate_range_start(): the plain notifiers."""
+    """mn_hlist_invalidate_range_start(): every plain notifier; if one refuses, the end follows at once."""
     ret = 0
     item = hlist_first(subs.list)
     while item:
@@ -242,40 +258,51 @@ def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
             if zapped_so_far() == before:
                 count("callbacks_empty")
         item = hlist_next(sub.hlist)
+    if ret:
+        mn_hlist_invalidate_end(subs, range)
     return ret
 
 
 @protocol
-def mmu_notifier_invalidate_range_start(range: Range) -> int:
-    """__mmu_notifier_invalidate_range_start(): interval notifiers first, then the plain ones."""
+def notify_range_start(range: Range) -> int:
+    """__mmu_notifier_invalidate_range_start(): interval notifiers first, then the plain ones.
+
+    When a plain one refuses, the intervals' epoch stays open, in the kernel as here: its caller calls no range_end.
+    """
     subs = range.mm.notifier_subscriptions
     if not subs:
         return 0
-    range_starting(range, range.start, range.end)
     ret = mn_itree_invalidate(subs, range)
     if not ret and hlist_first(subs.list):
         ret = mn_hlist_invalidate_range_start(subs, range)
-    if ret:
-        range_over(range)
-    else:
-        range_started(range, range.start, range.end)
     return ret
 
 
 @protocol
-def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
-    """mn_hlist_invalidate_end()."""
-    item = hlist_first(subs.list)
-    while item:
-        sub = container_of(Notifier, "hlist", item)
-        if has_op(sub.ops, "invalidate_range_end"):
-            ops_invalidate_range_end(sub.ops, sub, range)
-        item = hlist_next(sub.hlist)
+def mmu_notifier_invalidate_range_start(range: Range) -> None:
+    """mmu_notifier_invalidate_range_start(): may sleep, cannot be refused."""
+    range.blockable = 1
+    range_starting(range)
+    notify_range_start(range)
+    range_started(range)
+
+
+@protocol
+def mmu_notifier_invalidate_range_start_nonblock(range: Range) -> int:
+    """mmu_notifier_invalidate_range_start_nonblock(): 0, or -EAGAIN, and then the range is over."""
+    range.blockable = 0
+    range_starting(range)
+    ret = notify_range_start(range)
+    if ret:
+        range_over(range)
+    else:
+        range_started(range)
+    return ret
 
 
 @protocol
 def mmu_notifier_invalidate_range_end(range: Range) -> None:
-    """__mmu_notifier_invalidate_range_end()."""
+    """mmu_notifier_invalidate_range_end()."""
     range_over(range)
     subs = range.mm.notifier_subscriptions
     if not subs:

@@ -155,13 +155,13 @@ class _Flattener:
         outer, self.scope = self.scope, {}
         self.stack.append((protocol, protocol.fn.__code__.co_firstlineno))
         assigned = {stmt.name for stmt in _statements(function.body) if isinstance(stmt, ir.Assign)}
-        for name, value in zip(function.parameters, args, strict=True):
+        for name, arg in zip(function.parameters, args, strict=True):
             if name in assigned:
                 register = self.register(name)
                 self.scope[name] = ir.Local(register)
-                self.emit(Let(register, value))
+                self.emit(Let(register, arg))
             else:
-                self.scope[name] = value  # it keeps its value as long as the callee runs
+                self.scope[name] = arg  # it keeps its value as long as the callee runs
         for name in function.locals:
             self.scope.setdefault(name, ir.Local(self.register(name)))
         result = self.register()
@@ -197,8 +197,8 @@ class _Flattener:
             case ir.Wait(condition=condition):
                 self.emit(Guard(self.renamed(condition)))
             case ir.Return(value=value):
-                result, jumps = self.returns[-1]
-                self.emit(Let(result, self.pure(value)))
+                register, jumps = self.returns[-1]
+                self.emit(Let(register, self.pure(value)))
                 jumps.append(Jump(-1))
                 self.emit(jumps[-1])
             case ir.If():

@@ -44,6 +44,12 @@ def lock_dropped(w: Words, lock: int, write: int, spins: int) -> int:
 
 
 @helper
+def lock_downgraded(w: Words, lock: int) -> int:
+    """From now on it holds it for reading only."""
+    return 0
+
+
+@helper
 def might_sleep(w: Words) -> int:
     """The running thread may sleep now."""
     return 0

@@ -5,58 +5,60 @@ from __future__ import annotations
 from faultpath.engine.world import Words
 from faultpath.protocol.language import helper, primitive
 
-STARTING, STARTED = 1, 2
+OVER = 0
+STARTING = 1
+STARTED = 2
 
 
 @helper
-def mark_range(w: Words, range_: int, start: int, end: int, phase: int) -> int:
-    """An invalidation of ``[start, end)`` has come to a phase: 0 is none."""
+def range_stands(w: Words, range: int, where: int) -> int:
+    """An invalidation has come to one of the three places."""
     return 0
 
 
 @helper
-def mark_callback(w: Words, enters: int, blockable: int) -> int:
-    """The running thread enters a driver's callback, or leaves it."""
+def callback_stands(w: Words, inside: int, blockable: int) -> int:
+    """The running thread has entered a driver's callback, or left it."""
     return 0
 
 
 @helper
-def mark_closed(w: Words, device: int) -> int:
+def device_closed(w: Words, device: int) -> int:
     """A device's file is being closed."""
     return 0
 
 
 @primitive
-def device_stops(w: Words, device: int) -> int:
-    """The hardware goes through this device's tables no more: its file is being closed."""
-    return mark_closed(w, device)
+def range_starting(w: Words, range: int) -> int:
+    """range_start was called: nobody has been told yet."""
+    return range_stands(w, range, STARTING)
 
 
 @primitive
-def range_starting(w: Words, range_: int, start: int, end: int) -> int:
-    """mmu_notifier_invalidate_range_start() begins."""
-    return mark_range(w, range_, start, end, STARTING)
+def range_started(w: Words, range: int) -> int:
+    """Everybody has been told, and page tables may change from now on: no device PTE in the range may be valid."""
+    return range_stands(w, range, STARTED)
 
 
 @primitive
-def range_started(w: Words, range_: int, start: int, end: int) -> int:
-    """It has returned 0: until the end no device PTE in the range may be valid."""
-    return mark_range(w, range_, start, end, STARTED)
-
-
-@primitive
-def range_over(w: Words, range_: int) -> int:
-    """mmu_notifier_invalidate_range_end() begins, or the start failed."""
-    return mark_range(w, range_, 0, 0, 0)
+def range_over(w: Words, range: int) -> int:
+    """range_end was called, or a non-blocking range_start was refused."""
+    return range_stands(w, range, OVER)
 
 
 @primitive
 def callback_begins(w: Words, blockable: int) -> int:
     """A driver is called back."""
-    return mark_callback(w, 1, blockable)
+    return callback_stands(w, 1, blockable)
 
 
 @primitive
 def callback_ends(w: Words, blockable: int) -> int:
     """It has returned."""
-    return mark_callback(w, 0, blockable)
+    return callback_stands(w, 0, blockable)
+
+
+@primitive
+def device_stops(w: Words, device: int) -> int:
+    """The hardware goes through this device's tables no more: its file is being closed."""
+    return device_closed(w, device)

@@ -11,6 +11,7 @@ from faultpath.kernel.primitives.debug import (
     SLEEPS,
     SPINS,
     WRITE,
+    lock_downgraded,
     lock_dropped,
     lock_taken,
     lock_tried,
@@ -92,6 +93,15 @@ def release_write(w: Words, lock: int) -> int:
     if w[lock] != -w[TID] - 1:
         not_held(w, lock)
     return set_lock(w, lock, 0)
+
+
+@helper(raw=True)
+def write_to_read(w: Words, lock: int) -> int:
+    """From a write lock to a read lock."""
+    lock_downgraded(w, lock)
+    if w[lock] != -w[TID] - 1:
+        not_held(w, lock)
+    return set_lock(w, lock, 1)
 
 
 @primitive(blocks=True, role=True)
@@ -221,3 +231,16 @@ def synchronize_srcu(w: Words, srcu: Srcu) -> int:
     """Wait until no reader is inside: at least as long as the kernel, which waits for earlier readers only."""
     might_sleep(w)
     return 1 if w[srcu] else 0
+
+
+@primitive(role=True)
+def down_read_trylock(w: Words, lock: RwSem, role: int) -> int:
+    """Take the semaphore for reading unless somebody writes: 1 if taken."""
+    lock_tried(w, lock)
+    return 1 - acquire_read(w, lock, role)
+
+
+@primitive
+def downgrade_write(w: Words, lock: RwSem) -> int:
+    """Turn one's write lock into a read lock, without a moment in between; no new acquisition."""
+    return write_to_read(w, lock)

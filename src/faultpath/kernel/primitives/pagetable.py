@@ -165,6 +165,25 @@ def pt_set(w: Words, pt: PageTable, addr: int, entry: int) -> int:
 
 
 @primitive
+def pt_cmpxchg(w: Words, pt: PageTable, addr: int, old: int, new: int) -> int:
+    """Write the entry for an address if it is still ``old`` (pte_same under the PTE lock); what was there."""
+    found = get(w, pt, addr)
+    if found == old:
+        put(w, pt, addr, new)
+    return found
+
+
+@primitive
+def pt_unmap_frame(w: Words, pt: PageTable, addr: int, frame: int) -> int:
+    """Clear the entry for an address if it still maps ``frame`` (page_vma_mapped_walk); what was there, or 0."""
+    found = get(w, pt, addr)
+    if found & VALID == 0 or found >> FRAME_SHIFT != frame:
+        return 0
+    put(w, pt, addr, 0)
+    return found
+
+
+@primitive
 def pt_clear(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Clear ``[start, end)``; the number of entries that were valid."""
     return edit(w, pt, start, end, KEEP_NONE)
