@@ -29,6 +29,8 @@ from faultpath.kernel.mmu_notifier import (
     IntervalNotifier,
     Mm,
     Range,
+    mmdrop,
+    mmgrab,
     mmu_interval_read_begin,
     mmu_interval_read_retry,
     mmu_interval_set_seq,
@@ -67,7 +69,7 @@ def nouveau_svmm_init(mm: Mm) -> Svmm:
     """nouveau_svmm_init(): the mm gets its interval tree (__mmu_notifier_register(NULL)), no notifier yet."""
     svmm = kmalloc(Svmm, GFP_KERNEL)
     svmm.mm = mm
-    mm.mm_count += 1
+    mmgrab(mm)
     pt_init(svmm.pt, 0, mm.task_size)
     return svmm
 
@@ -218,7 +220,7 @@ def nouveau_svmm_fini(svmm: Svmm) -> None:
         mmu_interval_notifier_put(mni)
         mni = mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, 0, ULONG_MAX)
     mutex_unlock(svmm.mutex)
-    mm.mm_count -= 1
+    mmdrop(mm)
     pt_free(svmm.pt)
     kfree(svmm)
 

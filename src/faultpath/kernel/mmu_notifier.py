@@ -3,12 +3,16 @@
 One mm has one :class:`Subscriptions`: an interval tree for interval notifiers and a list of plain notifiers. The
 sequence number is odd while at least one running invalidation overlaps an interval: the tree must not change then, and
 inserts and removals wait on ``deferred_list`` for the last range_end.
+
+wake_up_all() is no step: who waits goes on as soon as its condition holds, as it might in the kernel by coming late.
+Plain notifiers cannot be unregistered here, so the SRCU section around their calls is left out.
 """
 
 from __future__ import annotations
 
 from faultpath.engine.world import INDEX
 from faultpath.kernel.errno import EAGAIN
+from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_inc
 from faultpath.kernel.primitives.count import count_interval, zapped_so_far
 from faultpath.kernel.primitives.itree import (
     itree_first,
@@ -54,7 +58,7 @@ class Mm(Struct):
 
     notifier_subscriptions: Subscriptions
     mmap_lock: MmapLock
-    mm_count: int
+    mm_count: Atomic
     vmas: IntervalTree
     pt: PageTable
     task_size: int
@@ -93,13 +97,14 @@ class Notifier(Struct):
 
 
 class Range(Struct):
-    """``struct mmu_notifier_range``: ``[start, end)``."""
+    """``struct mmu_notifier_range``: ``[start, end)``; and what mn_itree_inv_start_range returns by reference."""
 
     mm: Mm
     start: int
     end: int
     event: int
     blockable: int
+    cur_seq: int
 
 
 @hook("invalidate")
@@ -123,6 +128,18 @@ def ops_mm_release(ops: int, sub: Notifier, mm: Mm) -> int:
 
 
 @protocol
+def mmgrab(mm: Mm) -> None:
+    """mmgrab()."""
+    atomic_inc(mm.mm_count)
+
+
+@protocol
+def mmdrop(mm: Mm) -> None:
+    """mmdrop(). The structure itself stays: there is only one."""
+    atomic_dec(mm.mm_count)
+
+
+@protocol
 def invoke_invalidate(sub: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """Call a driver back, and see whether it found anything (the counters' business, not the kernel's)."""
     before = zapped_so_far()
@@ -141,16 +158,13 @@ def mn_itree_is_invalidating(subs: Subscriptions) -> int:
 
 @protocol
 def mn_itree_inv_start_range(subs: Subscriptions, range: Range) -> IntervalNotifier:
-    """mn_itree_inv_start_range(): begin an invalidation; the first interval it concerns, or NULL.
-
-    The kernel also returns the sequence number read under the lock; it cannot change before this invalidation's end
-    when an interval was found, so callers read it afterwards.
-    """
+    """mn_itree_inv_start_range(): begin an invalidation; the first interval it concerns, or NULL."""
     spin_lock(subs.lock)
     subs.active_invalidate_ranges += 1
     first = IntervalNotifier(itree_first(subs.itree, range.start, range.end - 1, WALK_STEPS))
     if first:
         subs.invalidate_seq = subs.invalidate_seq | 1
+    range.cur_seq = subs.invalidate_seq
     spin_unlock(subs.lock)
     return first
 
@@ -212,7 +226,7 @@ def mmu_interval_set_seq(sub: IntervalNotifier, cur_seq: int) -> None:
 def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
     """mn_itree_invalidate(): every interval that overlaps, in order of start, one after the other."""
     sub = mn_itree_inv_start_range(subs, range)
-    cur_seq = subs.invalidate_seq
+    cur_seq = range.cur_seq
     while sub:
         if not invoke_invalidate(sub, range, cur_seq) and not range.blockable:
             # The caller must not call range_end after -EAGAIN.
@@ -223,8 +237,19 @@ def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
 
 
 @protocol
+def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
+    """mn_hlist_invalidate_end()."""
+    item = hlist_first(subs.list)
+    while item:
+        sub = container_of(Notifier, "hlist", item)
+        if has_op(sub.ops, "invalidate_range_end"):
+            ops_invalidate_range_end(sub.ops, sub, range)
+        item = hlist_next(sub.hlist)
+
+
+@protocol
 def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
-    """mn_hlist_invalidate_range_start(): the plain notifiers."""
+    """mn_hlist_invalidate_range_start(): all plain notifiers, even after one has refused; then those get their end."""
     ret = 0
     item = hlist_first(subs.list)
     while item:
@@ -237,6 +262,8 @@ def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
             if zapped_so_far() == before:
                 count("callbacks_empty")
         item = hlist_next(sub.hlist)
+    if ret:
+        mn_hlist_invalidate_end(subs, range)
     return ret
 
 
@@ -255,17 +282,6 @@ def mmu_notifier_invalidate_range_start(range: Range) -> int:
 
 
 @protocol
-def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
-    """mn_hlist_invalidate_end()."""
-    item = hlist_first(subs.list)
-    while item:
-        sub = container_of(Notifier, "hlist", item)
-        if has_op(sub.ops, "invalidate_range_end"):
-            ops_invalidate_range_end(sub.ops, sub, range)
-        item = hlist_next(sub.hlist)
-
-
-@protocol
 def mmu_notifier_invalidate_range_end(range: Range) -> None:
     """__mmu_notifier_invalidate_range_end()."""
     subs = range.mm.notifier_subscriptions
@@ -280,7 +296,7 @@ def mmu_notifier_invalidate_range_end(range: Range) -> None:
 def mn_itree_release(subs: Subscriptions, range: Range) -> None:
     """mn_itree_release(): at exit every interval is told RELEASE over the whole address space; it stays registered."""
     sub = mn_itree_inv_start_range(subs, range)
-    cur_seq = subs.invalidate_seq
+    cur_seq = range.cur_seq
     while sub:
         invoke_invalidate(sub, range, cur_seq)
         sub = mn_itree_inv_next(sub, range)
@@ -316,7 +332,7 @@ def mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
     """mmu_notifier_register() of a plain notifier, by a driver that holds mmap_lock for writing as it must."""
     subs = mm.notifier_subscriptions
     sub.mm = mm
-    mm.mm_count += 1
+    mmgrab(mm)
     spin_lock(subs.lock)
     hlist_add_head(sub.hlist, subs.list)
     spin_unlock(subs.lock)
@@ -334,7 +350,7 @@ def mmu_interval_notifier_insert(sub: IntervalNotifier, mm: Mm, start: int, leng
     sub.last = start + length - 1
     sub.updated_start = 0
     sub.updated_last = 0
-    mm.mm_count += 1
+    mmgrab(mm)
     count("intervals_created")
     count_interval()
     spin_lock(subs.lock)
@@ -384,4 +400,4 @@ def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
             wait_event(subs.invalidate_seq != seq)
     count("intervals_removed")
     count("intervals", -1)
-    mm.mm_count -= 1
+    mmdrop(mm)
