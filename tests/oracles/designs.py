@@ -60,6 +60,7 @@ class NouveauV6(Driver):
         self.updates: dict[Node, tuple[int, int]] = {}
         self.puts: list[Node] = []
         counts.alloc()  # struct nouveau_svmm
+        self.lock("driver_parent")  # its channel is told
 
     def mapped(self, page: int) -> bool | None:
         return self.ptes.get(page)
@@ -83,6 +84,7 @@ class NouveauV6(Driver):
         self.counts.bytes(-self.BYTES)
 
     def fault(self, page: int, write: bool) -> int:
+        self.lock("driver_parent")  # whose channel it is
         self.lock("mmap_lock read")
         self.lock("driver")
         if not self.find(page, page + PAGE - 1):
