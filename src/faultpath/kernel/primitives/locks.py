@@ -1,10 +1,10 @@
-"""Locks, reference counts and SRCU. A lock's acquisitions are counted under its role."""
+"""Locks and reference counts. A lock's acquisitions are counted under its role."""
 
 from __future__ import annotations
 
 from faultpath.engine.world import BAD_ADDRESS, LOCK, REFCOUNT, STATUS, STATUS_ARG, TID, Stop, Words
 from faultpath.protocol.language import helper, primitive
-from faultpath.protocol.struct import Mutex, RefCount, RwSem, SpinLock, Srcu
+from faultpath.protocol.struct import Mutex, RefCount, RwSem, SpinLock
 
 
 @helper
@@ -146,24 +146,3 @@ def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
         refcount_fault(w, ref)
     w[ref] -= 1
     return 1 if w[ref] == 0 else 0
-
-
-@primitive(role=True)
-def srcu_read_lock(w: Words, srcu: Srcu, role: int) -> int:
-    """Enter a read-side section."""
-    w[srcu] += 1
-    w[LOCK + 2 * role] += 1
-    return 0
-
-
-@primitive
-def srcu_read_unlock(w: Words, srcu: Srcu) -> int:
-    """Leave a read-side section."""
-    w[srcu] -= 1
-    return 0
-
-
-@primitive(blocks=True)
-def synchronize_srcu(w: Words, srcu: Srcu) -> int:
-    """Wait until no reader is inside: at least as long as the kernel, which waits for earlier readers only."""
-    return 1 if w[srcu] else 0
