@@ -35,10 +35,13 @@ class Design:
 
     :param name: how users call it
     :param source: the code it models: file, version, date
-    :param open: ``open(mm, *parameters) -> device``: the driver's file is opened, mirroring begins
-    :param fault: ``fault(device, addr, write) -> 0 or -errno``: the device could not access the page at ``addr``
-    :param walk: ``walk(device, addr) -> entry``: what the device's MMU finds for an address, 0 if nothing valid
-    :param close: ``close(device)``: the file is closed; afterwards nothing may be left
+    :param open: ``open(mm, *parameters) -> device``: the driver's file is opened, mirroring begins; NULL without
+        memory. ``device`` is what outlives the mirror: the structure in which a fault begins to look for it
+    :param fault: ``fault(device, addr, write) -> 0 or -errno``: the device could not access the page at ``addr``. It
+        may come while the file is being closed, and after that
+    :param walk: ``walk(device, addr) -> entry``: what the device's MMU finds for an address, 0 if nothing valid.
+        Hardware: it happens at one instant, whatever the driver is at
+    :param close: ``close(device)``: the file is closed; afterwards nothing may be left but ``device`` itself
     :param ops: the tables of function pointers that the driver registers
     :param disjoint: the design promises that its intervals do not overlap
     :param core: module whose protocols replace mainline's where they say so

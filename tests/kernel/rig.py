@@ -6,6 +6,7 @@ import functools
 
 from faultpath.engine import world
 from faultpath.engine.native import Native
+from faultpath.kernel import srcu
 from faultpath.kernel.mmu_notifier import IntervalNode
 from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, xarray
 from faultpath.protocol.language import Protocol, protocol
@@ -19,7 +20,6 @@ from faultpath.protocol.struct import (
     RefCount,
     RwSem,
     SpinLock,
-    Srcu,
     Struct,
     Work,
     XArray,
@@ -39,7 +39,7 @@ class Rig(Struct):
     mutex: Mutex
     spin: SpinLock
     sem: RwSem
-    srcu: Srcu
+    srcu: srcu.Srcu
     ref: RefCount
 
 
@@ -192,6 +192,16 @@ def xa_cmpxchg(rig: Rig, index: int, old: int, new: int) -> int:
 
 
 @protocol
+def xa_erase(rig: Rig, index: int) -> int:
+    return xarray.xa_erase(rig.xa, index)
+
+
+@protocol
+def xa_destroy(rig: Rig) -> int:
+    return xarray.xa_destroy(rig.xa)
+
+
+@protocol
 def xa_next(rig: Rig, index: int) -> int:
     return xarray.xa_next(rig.xa, index)
 
@@ -313,18 +323,28 @@ def downgrade_write(rig: Rig) -> None:
 
 
 @protocol
-def srcu_lock(rig: Rig) -> None:
-    locks.srcu_read_lock(rig.srcu)
+def srcu_lock(rig: Rig) -> int:
+    return srcu.srcu_read_lock(rig.srcu)
 
 
 @protocol
-def srcu_unlock(rig: Rig) -> None:
-    locks.srcu_read_unlock(rig.srcu)
+def srcu_unlock(rig: Rig, idx: int) -> None:
+    srcu.srcu_read_unlock(rig.srcu, idx)
 
 
 @protocol
-def srcu_wait(rig: Rig) -> None:
-    locks.synchronize_srcu(rig.srcu)
+def srcu_cookie(rig: Rig) -> int:
+    return srcu.get_state_synchronize_srcu(rig.srcu)
+
+
+@protocol
+def srcu_wait(rig: Rig, cookie: int) -> None:
+    srcu.wait_srcu_gp(rig.srcu, cookie)
+
+
+@protocol
+def srcu_sync(rig: Rig) -> None:
+    srcu.synchronize_srcu(rig.srcu)
 
 
 @protocol

@@ -1,4 +1,4 @@
-"""Locks, reference counts, SRCU: who waits, what stops the run, what is counted."""
+"""Locks and reference counts: who waits, what stops the run, what is counted."""
 
 from __future__ import annotations
 
@@ -103,18 +103,3 @@ def test_reference_counts_neither_rise_from_zero_nor_fall_below(python: bool) ->
     assert bench.ref_inc_not_zero(rig) == 1
     assert [bench.ref_dec(rig) for _ in range(3)] == [0, 0, 1]
     stops(bench, REFCOUNT, "ref_dec")
-
-
-@BACK_ENDS
-def test_a_grace_period_waits_for_readers(python: bool) -> None:
-    bench = Bench(python)
-    rig = bench.rig
-    bench.srcu_wait(rig)
-    bench.srcu_lock(rig)
-    bench.srcu_lock(rig)
-    stops(bench, WOULD_BLOCK, "srcu_wait")
-    bench.srcu_unlock(rig)
-    stops(bench, WOULD_BLOCK, "srcu_wait")
-    bench.srcu_unlock(rig)
-    bench.srcu_wait(rig)
-    assert acquired(bench, "srcu", 0) == 2

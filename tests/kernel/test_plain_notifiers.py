@@ -6,10 +6,21 @@ from dataclasses import replace
 
 from faultpath.designs import full_va
 from faultpath.designs.full_va import Dmirror, dmirror_fops_open
-from faultpath.kernel.mmu_notifier import Mm, Notifier, Range, mmu_notifier_register
+from faultpath.engine import world
+from faultpath.engine.native import Native
+from faultpath.kernel.errno import EAGAIN
+from faultpath.kernel.mm import mm_init
+from faultpath.kernel.mmu_notifier import (
+    Mm,
+    Notifier,
+    Range,
+    mmu_notifier_invalidate_range_start,
+    mmu_notifier_register,
+)
 from faultpath.kernel.primitives.count import zapped_so_far
 from faultpath.kernel.primitives.heap import on_stack
 from faultpath.protocol.language import Ops, count, protocol
+from faultpath.protocol.program import Program
 from faultpath.trace.ops import Event, Op
 from oracles.running import Run, table
 
@@ -66,6 +77,37 @@ def test_plain_notifiers_come_after_the_intervals_and_hear_everything() -> None:
     assert counters["callbacks_empty"] == 1  # the second found nothing left
     assert counters["fault_retries"] == 1  # the page was cleared before the plain one was called
     assert counters["lookups"] == 1
+
+
+@protocol
+def refuse(sub: Notifier, range: Range) -> int:  # noqa: A002 - the kernel's name
+    return -EAGAIN
+
+
+refusing_ops = Ops("refusing_ops", invalidate_range_start=refuse)
+
+
+@protocol
+def ask_without_blocking(mm: Mm) -> int:
+    refusing = on_stack(Notifier)
+    refusing.ops = refusing_ops
+    mmu_notifier_register(refusing, mm)
+    plain = on_stack(Notifier)
+    plain.ops = plain_ops
+    mmu_notifier_register(plain, mm)
+    event = on_stack(Range)
+    event.mm = mm
+    event.end = PAGE
+    return mmu_notifier_invalidate_range_start(event)
+
+
+def test_when_one_refuses_those_that_have_begun_are_told_the_end() -> None:
+    native = Native(Program([mm_init, ask_without_blocking], [plain_ops, refusing_ops]))
+    w = world.new_world(1 << 21)
+    mm = native.call(mm_init, w, 1 << 47, 0)
+    assert native.call(ask_without_blocking, w, mm) == -EAGAIN
+    assert w[world.INDEX["callbacks"]] == 2
+    assert w[world.INDEX["lookups"]] == 1  # one end
 
 
 def test_plain_notifiers_are_released_and_forgotten_at_exit() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rig import Bench
 
-from faultpath.engine.world import SCRATCH
+from faultpath.engine.world import BRK, SCRATCH
 from oracles.designs import Xarray
 
 INDICES = st.one_of(
@@ -35,7 +35,7 @@ def test_an_xarray_is_a_dict(python: bool, indices: list[int], seed: int) -> Non
                 entries[index] = 8 * step + 8
                 nodes.entries.add(index)
             case "erase" if index in entries:
-                bench.xa_store(bench.rig, index, 0)
+                assert bench.xa_erase(bench.rig, index) == before
                 del entries[index]
                 nodes.entries.discard(index)
             case "exchange":
@@ -69,3 +69,16 @@ def test_an_erased_high_index_makes_loads_shorter_again() -> None:
     bench.w[SCRATCH] = 0
     assert bench.xa_load(bench.rig, 0) == 8
     assert bench.w[SCRATCH] == 0
+
+
+def test_what_is_erased_or_destroyed_leaves_no_nodes() -> None:
+    bench = Bench()
+    assert bench.xa_erase(bench.rig, 7) == 0
+    for _ in range(3):
+        for index in (0, 5, 70, 5000, 1 << 30):
+            bench.xa_store(bench.rig, index, 8)
+        end = int(bench.w[BRK])
+        bench.xa_destroy(bench.rig)
+        assert bench.xa_next(bench.rig, 0) == -1
+    assert end == bench.w[BRK]  # the second time the nodes of the first are used again
+    bench.xa_destroy(bench.rig)

@@ -60,6 +60,7 @@ class NouveauV6(Driver):
         self.updates: dict[Node, tuple[int, int]] = {}
         self.puts: list[Node] = []
         counts.alloc()  # struct nouveau_svmm
+        self.lock("driver_parent")  # its channel is told
 
     def mapped(self, page: int) -> bool | None:
         return self.ptes.get(page)
@@ -83,6 +84,7 @@ class NouveauV6(Driver):
         self.counts.bytes(-self.BYTES)
 
     def fault(self, page: int, write: bool) -> int:
+        self.lock("driver_parent")  # whose channel it is
         self.lock("mmap_lock read")
         self.lock("driver")
         if not self.find(page, page + PAGE - 1):
@@ -194,13 +196,14 @@ class OdpImplicit(Driver):
     def __init__(self, space: AddressSpace, counts: Counts, size: int, srcu: bool) -> None:
         super().__init__(space, counts)
         self.size = size
-        self.keep_alive = "srcu" if srcu else "xa_lock"
+        self.srcu = srcu
         self.children: dict[int, Child] = {}
         self.ksm: dict[int, Child] = {}  # as the device sees them
         self.xarray = Xarray()
         self.bytes = 240 + 16 * (size // PAGE)
         counts.alloc()
         counts.n["device_commands"] += 1
+        self.lock("xa_lock")  # the mkey is published
 
     def mapped(self, page: int) -> bool | None:
         child = self.ksm.get(page // self.size)
@@ -218,7 +221,11 @@ class OdpImplicit(Driver):
         index = page // self.size
         self.counts.n["lookups"] += 1
         self.counts.n["lookup_steps"] += self.xarray.nodes_read(index)
-        self.lock(self.keep_alive)
+        if self.srcu:
+            self.lock("srcu")  # around it all
+        else:
+            self.lock("xa_lock")  # of the mkeys
+            self.lock("xa_lock")  # of the children
         child = self.children.get(index)
         created = child is None
         if child is None:
@@ -270,11 +277,15 @@ class OdpImplicit(Driver):
                 self.work.append(lambda: self.destroy(child))
 
     def destroy(self, child: Child) -> None:
+        if self.srcu:
+            self.lock("srcu")
         self.update_ksm(child.index)
         self.dereg(child)
 
     def dereg(self, child: Child) -> None:
-        self.lock("driver")
+        self.lock("driver")  # to stop the device
+        self.counts.n["device_commands"] += 1
+        self.lock("driver")  # to unmap
         self.lock("subscriptions")
         self.tree.remove(child.node)
         self.removed()

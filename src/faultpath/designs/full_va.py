@@ -3,14 +3,18 @@
 There is nothing to look up, create, shrink or drop: the interval lives from open to release of the device file. In
 exchange every invalidation in the process calls back, also far from anything the device has touched, and makes every
 fault in flight retry.
+
+A fault is an ioctl on the open file, which the file layer keeps until the last call on it is over: a fault is given the
+mirror itself, and none is in flight when the file is released.
 """
 
 from __future__ import annotations
 
 from faultpath.design import Design
-from faultpath.kernel.errno import EBUSY
+from faultpath.kernel.errno import EBUSY, EFAULT
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
+from faultpath.kernel.mm import mmget_not_zero, mmput
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
     IntervalNotifier,
@@ -26,7 +30,7 @@ from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmallo
 from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_free, pt_get, pt_init, pt_set
 from faultpath.kernel.primitives.time import timed_out
-from faultpath.protocol.language import Ops, count, protocol
+from faultpath.protocol.language import NULL, Ops, count, protocol
 from faultpath.protocol.struct import Mutex, PageTable
 
 
@@ -66,6 +70,8 @@ dmirror_min_ops = Ops("dmirror_min_ops", invalidate=dmirror_interval_invalidate)
 def dmirror_fops_open(mm: Mm) -> Dmirror:
     """dmirror_fops_open(): the interval is ``[0, ULONG_MAX & PAGE_MASK)``."""
     dmirror = kmalloc(Dmirror, GFP_KERNEL)
+    if not dmirror:
+        return NULL
     dmirror.mm = mm
     pt_init(dmirror.pt, 0, mm.task_size)
     notifier = embedded(DmirrorNotifier)
@@ -77,7 +83,7 @@ def dmirror_fops_open(mm: Mm) -> Dmirror:
 
 @protocol
 def dmirror_range_fault(dmirror: Dmirror, addr: int, write: int) -> int:
-    """dmirror_fault() and dmirror_range_fault() for one page."""
+    """dmirror_range_fault() and dmirror_do_fault() for one page."""
     mm = dmirror.mm
     mni = dmirror.notifier
     tries = 0
@@ -104,6 +110,17 @@ def dmirror_range_fault(dmirror: Dmirror, addr: int, write: int) -> int:
 
 
 @protocol
+def dmirror_fault(dmirror: Dmirror, addr: int, write: int) -> int:
+    """dmirror_fault() for one page."""
+    mm = dmirror.mm
+    if not mmget_not_zero(mm):
+        return -EFAULT
+    ret = dmirror_range_fault(dmirror, addr, write)
+    mmput(mm)
+    return ret
+
+
+@protocol
 def dmirror_walk(dmirror: Dmirror, addr: int) -> int:
     """dmirror_read() and dmirror_write() look the page up in the xarray."""
     return pt_get(dmirror.pt, addr)
@@ -123,7 +140,7 @@ design = Design(
     title="one interval over everything",
     source="lib/test_hmm.c (dmirror), Linux 6.1",
     open=dmirror_fops_open,
-    fault=dmirror_range_fault,
+    fault=dmirror_fault,
     walk=dmirror_walk,
     close=dmirror_fops_release,
     ops=[dmirror_min_ops],

@@ -12,23 +12,29 @@ Found by replaying real programs: for its left neighbour a new interval takes wh
 the VMA and not the nearest. Once a VMA holds two, the next one overlaps the second, though "we only create
 non-overlapping intervals"; in a heap that grows, one event calls back hundreds of them.
 
-One device fault is one entry of the fault buffer here: the window is one page. The unmanaged range, the batching of
-faults and migration to device memory are not modelled.
+The fault handler looks the svmm up by the faulting channel, under ``svm->mutex``, and goes on with it after it has let
+the mutex go: nothing keeps nouveau_svmm_fini() from freeing it meanwhile (b46ddaf08234 mended that in 2026).
+
+One device fault is one entry of the fault buffer here: the window is one page. There is one channel, so the list of
+channels is one pointer. The unmanaged range, the batching of faults and migration to device memory are not modelled.
 """
 
 from __future__ import annotations
 
 from faultpath.design import Design
 from faultpath.kernel import mmu_notifier_v6
-from faultpath.kernel.errno import EBUSY, ENOENT, ENOMEM
+from faultpath.kernel.errno import EBUSY, EFAULT, ENOENT, ENOMEM
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
+from faultpath.kernel.mm import mmget_not_zero, mmput
 from faultpath.kernel.mmu_notifier import (
     MMU_NOTIFY_UNMAP,
     ULONG_MAX,
     IntervalNotifier,
     Mm,
     Range,
+    mmdrop,
+    mmgrab,
     mmu_interval_read_begin,
     mmu_interval_read_retry,
     mmu_interval_set_seq,
@@ -39,20 +45,36 @@ from faultpath.kernel.mmu_notifier_v6 import (
     mmu_interval_notifier_put,
     mmu_interval_notifier_update,
 )
-from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, kfree, kmalloc
+from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
 from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_free, pt_get, pt_init, pt_set
 from faultpath.kernel.primitives.time import timed_out
 from faultpath.kernel.vma import find_vma
 from faultpath.protocol.language import NULL, Ops, count, protocol
-from faultpath.protocol.struct import Mutex, PageTable
+from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, Struct
 
 
-class Svmm(Device):
+class Vmm(Struct):
+    """``struct nouveau_vmm``, the client's ``cli->svm``: the GPU's page table, and the svmm that mirrors into it."""
+
+    svmm: int  # the Svmm, or NULL
+    pt: PageTable
+
+
+class Svmm(Struct):
     """``struct nouveau_svmm``."""
 
+    mm: Mm
+    vmm: Vmm
     mutex: Mutex
-    pt: PageTable  # the GPU's, behind svmm->vmm
+
+
+class Svm(Device):
+    """``struct nouveau_svm``, one per GPU, and the one channel on it."""
+
+    mutex: ParentMutex
+    ivmm: Svmm  # svm->inst: whose faults the channel's are
+    vmm: Vmm  # chan->vmm: what the GPU translates with, NULL when the channel is gone
 
 
 class SvmmInterval(IntervalNotifier):
@@ -63,13 +85,47 @@ class SvmmInterval(IntervalNotifier):
 
 
 @protocol
-def nouveau_svmm_init(mm: Mm) -> Svmm:
+def nouveau_svmm_init(mm: Mm, vmm: Vmm) -> int:
     """nouveau_svmm_init(): the mm gets its interval tree (__mmu_notifier_register(NULL)), no notifier yet."""
     svmm = kmalloc(Svmm, GFP_KERNEL)
+    if not svmm:
+        return -ENOMEM
+    svmm.vmm = vmm
+    mmgrab(mm)
     svmm.mm = mm
-    mm.mm_count += 1
-    pt_init(svmm.pt, 0, mm.task_size)
-    return svmm
+    vmm.svmm = svmm
+    return 0
+
+
+@protocol
+def nouveau_svmm_join(svm: Svm, svmm: Svmm) -> None:
+    """nouveau_svmm_join(): faults of the channel are the svmm's from now on."""
+    mutex_lock(svm.mutex)
+    svm.ivmm = svmm
+    mutex_unlock(svm.mutex)
+
+
+@protocol
+def nouveau_svmm_part(svm: Svm) -> None:
+    """nouveau_svmm_part(): faults of the channel are nobody's from now on; one being handled goes on."""
+    mutex_lock(svm.mutex)
+    svm.ivmm = NULL
+    mutex_unlock(svm.mutex)
+
+
+@protocol
+def nouveau_drm_open(mm: Mm) -> Svm:
+    """What the client does first: nvif_vmm_init(), nouveau_svmm_init(), and a channel (nouveau_channel_new())."""
+    vmm = on_stack(Vmm)
+    pt_init(vmm.pt, 0, mm.task_size)
+    if nouveau_svmm_init(mm, vmm):
+        off_stack(vmm)
+        return NULL
+    svm = on_stack(Svm)
+    svm.mm = mm
+    svm.vmm = vmm
+    nouveau_svmm_join(svm, Svmm(vmm.svmm))
+    return svm
 
 
 @protocol
@@ -77,7 +133,7 @@ def nouveau_svmm_invalidate(svmm: Svmm, start: int, limit: int) -> None:
     """nouveau_svmm_invalidate(): NVIF_VMM_V0_PFNCLR over ``[start, limit)``, which visits what is mapped there."""
     if limit > start:
         count("device_commands")
-        device_zap(svmm.pt, start, limit)
+        device_zap(svmm.vmm.pt, start, limit)
 
 
 @protocol
@@ -195,7 +251,7 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
         mutex_lock(svmm.mutex)
         if not mmu_interval_read_retry(mni, seq):
             count("device_commands")  # NVIF_VMM_V0_PFNMAP
-            pt_set(svmm.pt, addr, pfn)
+            pt_set(svmm.vmm.pt, addr, pfn)
             mutex_unlock(svmm.mutex)
             return 0
         mutex_unlock(svmm.mutex)
@@ -203,34 +259,66 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
 
 
 @protocol
-def gpu_walk(svmm: Svmm, addr: int) -> int:
-    """What the GPU's MMU finds."""
-    return pt_get(svmm.pt, addr)
+def nouveau_svm_fault(svm: Svm, addr: int, write: int) -> int:
+    """nouveau_svm_fault() for one entry of the fault buffer; -ENOENT: cancelled, as of a channel without SVM."""
+    mutex_lock(svm.mutex)
+    svmm = svm.ivmm  # nouveau_ivmm_find()
+    mutex_unlock(svm.mutex)
+    if not svmm:
+        return -ENOENT
+    mm = svmm.mm
+    if not mmget_not_zero(mm):
+        return -EFAULT
+    ret = nouveau_range_fault(svmm, addr, write)
+    mmput(mm)
+    return ret
 
 
 @protocol
-def nouveau_svmm_fini(svmm: Svmm) -> None:
+def gpu_walk(svm: Svm, addr: int) -> int:
+    """What the GPU's MMU finds."""
+    if not svm.vmm:
+        return 0
+    return pt_get(svm.vmm.pt, addr)
+
+
+@protocol
+def nouveau_svmm_fini(vmm: Vmm) -> None:
     """nouveau_svmm_fini(): put whatever find still finds, then free."""
+    svmm = Svmm(vmm.svmm)
     mm = svmm.mm
     mutex_lock(svmm.mutex)
-    mni = mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, 0, ULONG_MAX)
-    while mni:
-        mmu_interval_notifier_put(mni)
+    while True:
         mni = mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, 0, ULONG_MAX)
+        if not mni:
+            break
+        mmu_interval_notifier_put(mni)
+    svmm.vmm = NULL
     mutex_unlock(svmm.mutex)
-    mm.mm_count -= 1
-    pt_free(svmm.pt)
+    mmdrop(mm)
     kfree(svmm)
+    vmm.svmm = NULL
+
+
+@protocol
+def nouveau_drm_postclose(svm: Svm) -> None:
+    """nouveau_drm_postclose(): nouveau_channel_del(), which parts before the channel stops; then nouveau_vmm_fini()."""
+    vmm = svm.vmm
+    nouveau_svmm_part(svm)
+    svm.vmm = NULL
+    nouveau_svmm_fini(vmm)
+    pt_free(vmm.pt)  # nvif_vmm_fini()
+    off_stack(vmm)
 
 
 design = Design(
     name="nouveau-v6",
     title="intervals follow VMAs",
     source="[PATCH v6 5/6] nouveau: use new mmu interval notifiers, Ralph Campbell, 2020-01-13, on v5.5-rc",
-    open=nouveau_svmm_init,
-    fault=nouveau_range_fault,
+    open=nouveau_drm_open,
+    fault=nouveau_svm_fault,
     walk=gpu_walk,
-    close=nouveau_svmm_fini,
+    close=nouveau_drm_postclose,
     ops=[nouveau_svm_mni_ops],
     core=mmu_notifier_v6,
     doc=__doc__,

@@ -7,21 +7,26 @@ the callback that clears it queues the destruction, for an interval cannot be re
 It trades callbacks for simplicity: a child with one page mapped is called back for every event in its GiB and scans the
 part of its table that the event covers; its tables (16 bytes per 4 KiB, 4 MiB per child) are allocated whole.
 
-``protection=refcount`` is today's lookup (xa_lock and a reference); ``protection=srcu`` is that of January 2020 (an
-unlocked load, the whole fault inside an SRCU read section, destruction after a grace period).
+A fault names an mkey. The handler finds its MR in ``odp_mkeys`` and must keep it, and the child, from going meanwhile.
+``protection=refcount`` is today's way: the xarray's lock and a reference. ``protection=srcu`` is that of January 2020:
+unlocked loads, the whole fault inside an SRCU read section, destruction after a grace period; with "IB/mlx5: Fix
+implicit ODP race" (de5ed007a03d, March 2020), and what the fault does with its child is as in 6.1. An MR goes back to a
+cache in the end, which is to free it here.
 
 The MR is writable, so every fault asks for write access, as in the driver: reading memory that the process itself may
 only read is refused. The shadow (dma_list) and the device's MTTs are one table here, since both are written under
-umem_mutex. MR cache, prefetch and the command that resumes the stalled queue pair are not modelled.
+umem_mutex. The implicit MR and its ib_umem_odp are one object, and its mkey is the only one in ``odp_mkeys``. MR cache,
+prefetch and the command that resumes the stalled queue pair are not modelled; commands and kvcalloc() do not fail.
 """
 
 from __future__ import annotations
 
 from faultpath.design import Design, Parameter
 from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EBUSY
+from faultpath.kernel.errno import EBUSY, EFAULT, EINVAL, ENOMEM
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
+from faultpath.kernel.mm import mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
     IntervalNotifier,
     Mm,
@@ -32,7 +37,8 @@ from faultpath.kernel.mmu_notifier import (
     mmu_interval_read_retry,
     mmu_interval_set_seq,
 )
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, kvcalloc, kvfree
+from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_inc, atomic_read
+from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, kvcalloc, kvfree, off_stack, on_stack
 from faultpath.kernel.primitives.lists import queue_work
 from faultpath.kernel.primitives.locks import (
     down_read,
@@ -45,9 +51,6 @@ from faultpath.kernel.primitives.locks import (
     refcount_set,
     spin_lock,
     spin_unlock,
-    srcu_read_lock,
-    srcu_read_unlock,
-    synchronize_srcu,
     up_read,
 )
 from faultpath.kernel.primitives.mtt import mtt_zap
@@ -56,34 +59,52 @@ from faultpath.kernel.primitives.pagetable import (
     PAGE_SHIFT,
     VALID,
     WRITE,
+    pt_clear,
     pt_free,
     pt_get,
     pt_init,
     pt_set,
 )
 from faultpath.kernel.primitives.time import timed_out
-from faultpath.kernel.primitives.xarray import xa_cmpxchg, xa_load, xa_next, xa_store
+from faultpath.kernel.primitives.wait import WaitQueue, wake_up
+from faultpath.kernel.primitives.xarray import xa_cmpxchg, xa_destroy, xa_erase, xa_load, xa_next, xa_store
+from faultpath.kernel.srcu import (
+    Srcu,
+    get_state_synchronize_srcu,
+    srcu_read_lock,
+    srcu_read_unlock,
+    synchronize_srcu,
+    wait_srcu_gp,
+)
 from faultpath.protocol.language import NULL, Ops, count, protocol, wait_event
-from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, RefCount, Srcu, Work, XaLock, XArray
+from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, RefCount, Struct, Work, XaLock, XArray
 
 LOOKUP_STEPS = INDEX["lookup_steps"]
 
+MKEY = 0  # mlx5_base_mkey() of the implicit MR's key, by which the application's requests name it
 ODP_WRITE_ALLOWED = 1
 SRCU = 1  # protection=srcu
 
 
-class Imr(Device):
-    """The parent: ``struct mlx5_ib_mr`` of an implicit MR and its ``ib_umem_odp``."""
+class Mkey(Struct):
+    """``struct mlx5_ib_mkey``, with which an MR begins."""
 
+    usecount: RefCount
+    wait: WaitQueue
+
+
+class Imr(Mkey):
+    """The parent: ``struct mlx5_ib_mr`` of an implicit MR, its ``ib_umem_odp``, and the table behind its mkey."""
+
+    dev: int  # the Mdev
+    mm: Mm  # umem.owning_mm
     children: XArray  # implicit_children
     xa_lock: XaLock
-    usecount: RefCount  # mmkey.usecount
     umem_mutex: ParentMutex
     ksm: XArray  # what the device sees: one child per entry
     child_shift: int
     protection: int
-    odp_srcu: Srcu
-    num_deferred_work: int
+    num_deferred_work: Atomic
 
 
 class Umem(IntervalNotifier):
@@ -92,17 +113,29 @@ class Umem(IntervalNotifier):
     interval_bytes = 240
     umem_mutex: Mutex
     npages: int
-    private: int  # the Mr, once there is one
+    private: int  # the Mr, once there is one and until it is revoked
     pt: PageTable  # dma_list and MTTs
 
 
-class Mr(Device):
+class Mr(Mkey):
     """``struct mlx5_ib_mr`` of a child."""
 
-    usecount: RefCount
     umem: Umem
     parent: Imr
     odp_destroy: Work
+    rcu: int  # odp_destroy.rcu: the grace period that call_srcu() waits for
+    elm: int  # odp_destroy.elm: the next on the list
+
+
+class Mdev(Device):
+    """``struct mlx5_ib_dev``, one per HCA, and what there is on it."""
+
+    odp_mkeys: XArray
+    xa_lock: XaLock
+    odp_srcu: Srcu
+    protection: int
+    mr: Imr  # the application's handle
+    mkc: Imr  # what the HCA itself has under the mkey, NULL once it is revoked
 
 
 @protocol
@@ -115,18 +148,46 @@ def update_ksm(imr: Imr, idx: int) -> None:
 
 
 @protocol
-def mlx5_ib_dereg_mr(mr: Mr) -> None:
-    """mlx5_ib_dereg_mr() and ib_umem_odp_release(): unmap, remove the interval, free."""
-    umem = mr.umem
+def ib_umem_odp_release(umem: Umem) -> None:
+    """ib_umem_odp_release(): unmap, remove the interval, free."""
     mutex_lock(umem.umem_mutex)
-    pt_free(umem.pt)
+    pt_clear(umem.pt, umem.start, umem.last + 1)
     umem.npages = 0
     mutex_unlock(umem.umem_mutex)
     mmu_interval_notifier_remove(umem)
     entries = (umem.last + 1 - umem.start) >> PAGE_SHIFT
+    pt_free(umem.pt)
     kvfree(8 * entries)
     kvfree(8 * entries)
     kfree(umem)
+
+
+# --- protection=refcount: Linux 6.1
+
+
+@protocol
+def mlx5r_deref_odp_mkey(mkey: Mkey) -> None:
+    """mlx5r_deref_odp_mkey(): who sees zero wakes the one who waits for it, by a queue in the object he will free."""
+    if refcount_dec_and_test(mkey.usecount):
+        wake_up(mkey.wait)
+
+
+@protocol
+def mlx5r_deref_wait_odp_mkey(mkey: Mkey) -> None:
+    """mlx5r_deref_wait_odp_mkey()."""
+    mlx5r_deref_odp_mkey(mkey)
+    wait_event(refcount_read(mkey.usecount) == 0)
+
+
+@protocol
+def mlx5_ib_dereg_mr(mr: Mr) -> None:
+    """mlx5_ib_dereg_mr() of a child, whose mkey is not in odp_mkeys: nothing to erase there and nobody to wait for."""
+    umem = mr.umem
+    mutex_lock(umem.umem_mutex)
+    count("device_commands")  # mlx5r_umr_revoke_mr()
+    umem.private = NULL
+    mutex_unlock(umem.umem_mutex)
+    ib_umem_odp_release(umem)
     kfree(mr)
 
 
@@ -134,51 +195,159 @@ def mlx5_ib_dereg_mr(mr: Mr) -> None:
 def free_implicit_child_mr_work(mr: Mr) -> None:
     """free_implicit_child_mr_work(): the child may have got pages again from a fault that held it."""
     imr = mr.parent
-    if imr.protection == SRCU:
-        synchronize_srcu(imr.odp_srcu)  # the grace period that call_srcu() waited for before it queued the work
-    else:
-        refcount_dec_and_test(mr.usecount)
-        wait_event(refcount_read(mr.usecount) == 0)
+    mlx5r_deref_wait_odp_mkey(mr)
     update_ksm(imr, mr.umem.start >> imr.child_shift)
     mlx5_ib_dereg_mr(mr)
-    if imr.protection == SRCU:
-        imr.num_deferred_work -= 1
-    else:
-        refcount_dec_and_test(imr.usecount)
+    mlx5r_deref_odp_mkey(imr)
 
 
 @protocol
 def destroy_unused_implicit_child_mr(mr: Mr) -> None:
     """destroy_unused_implicit_child_mr(): out of the xarray now, freed later; called under the child's umem_mutex."""
+    idx = mr.umem.start >> mr.parent.child_shift
     imr = mr.parent
-    if imr.protection != SRCU and not refcount_inc_not_zero(imr.usecount):
+    if not refcount_inc_not_zero(imr.usecount):
         return
-    idx = mr.umem.start >> imr.child_shift
     spin_lock(imr.xa_lock)
-    found = xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH)
-    if found == mr and imr.protection == SRCU:
-        imr.num_deferred_work += 1
+    if xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH) != mr:
+        spin_unlock(imr.xa_lock)
+        mlx5r_deref_odp_mkey(imr)
+        return
     spin_unlock(imr.xa_lock)
-    if found == mr:
-        queue_work(mr.odp_destroy, free_implicit_child_mr_work, mr)
-    elif imr.protection != SRCU:
-        refcount_dec_and_test(imr.usecount)
+    queue_work(mr.odp_destroy, free_implicit_child_mr_work, mr)
+
+
+@protocol
+def mlx5_ib_free_odp_mr(imr: Imr) -> None:
+    """mlx5_ib_free_odp_mr(): every child still in the xarray goes."""
+    idx = xa_next(imr.children, 0)
+    while idx >= 0:
+        mr = Mr(xa_load(imr.children, idx, SCRATCH))
+        spin_lock(imr.xa_lock)
+        xa_erase(imr.children, idx)
+        spin_unlock(imr.xa_lock)
+        mlx5_ib_dereg_mr(mr)
+        idx = xa_next(imr.children, idx + 1)
+
+
+@protocol
+def mlx5_ib_dereg_implicit_mr(dev: Mdev, imr: Imr) -> None:
+    """mlx5_ib_dereg_mr() of the parent: no more lookups, no more users, revoked in the HCA; then the children."""
+    if refcount_read(imr.usecount) != 0:
+        spin_lock(dev.xa_lock)
+        found = xa_erase(dev.odp_mkeys, MKEY)
+        spin_unlock(dev.xa_lock)
+        if found:
+            mlx5r_deref_wait_odp_mkey(imr)
+    mutex_lock(imr.umem_mutex)
+    count("device_commands")  # mlx5r_umr_revoke_mr()
+    dev.mkc = NULL
+    mutex_unlock(imr.umem_mutex)
+    mlx5_ib_free_odp_mr(imr)
+    xa_destroy(imr.ksm)
+    kfree(imr)
+
+
+# --- protection=srcu: v5.5
+
+
+@protocol
+def free_implicit_child_mr(dev: Mdev, mr: Mr, need_imr_xlt: int) -> None:
+    """free_implicit_child_mr(), v5.5: the child is out of the xarray, and SRCU has been waited for."""
+    imr = mr.parent
+    umem = mr.umem
+    if need_imr_xlt:
+        srcu_key = srcu_read_lock(dev.odp_srcu)
+        update_ksm(imr, umem.start >> imr.child_shift)
+        srcu_read_unlock(dev.odp_srcu, srcu_key)
+    mutex_lock(umem.umem_mutex)  # dma_fence_odp_mr()
+    if umem.npages:
+        count("device_commands")  # mlx5_mr_cache_invalidate()
+        pt_clear(umem.pt, umem.start, umem.last + 1)
+        umem.npages = 0
+    umem.private = NULL
+    mutex_unlock(umem.umem_mutex)
+    count("device_commands")  # mlx5_mr_cache_free()
+    kfree(mr)
+    ib_umem_odp_release(umem)
+    atomic_dec(imr.num_deferred_work)
+
+
+@protocol
+def free_implicit_child_mr_srcu_work(mr: Mr) -> None:
+    """free_implicit_child_mr_rcu() and free_implicit_child_mr_work(), v5.5: call_srcu()'s wait is the work's here."""
+    dev = Mdev(mr.parent.dev)
+    wait_srcu_gp(dev.odp_srcu, mr.rcu)
+    free_implicit_child_mr(dev, mr, 1)
+
+
+@protocol
+def destroy_unused_implicit_child_mr_srcu(mr: Mr) -> None:
+    """destroy_unused_implicit_child_mr(), v5.5: the first to reach the xa_lock destroys the child."""
+    idx = mr.umem.start >> mr.parent.child_shift
+    imr = mr.parent
+    spin_lock(imr.xa_lock)
+    if xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH) == mr:
+        atomic_inc(imr.num_deferred_work)
+        mr.rcu = get_state_synchronize_srcu(Mdev(imr.dev).odp_srcu)  # call_srcu()
+        queue_work(mr.odp_destroy, free_implicit_child_mr_srcu_work, mr)
+    spin_unlock(imr.xa_lock)
+
+
+@protocol
+def mlx5_ib_free_implicit_mr(dev: Mdev, imr: Imr) -> None:
+    """mlx5_ib_free_implicit_mr(), v5.5: no more lookups, no more faults, no more children to destroy; then the rest."""
+    spin_lock(dev.xa_lock)
+    xa_erase(dev.odp_mkeys, MKEY)
+    spin_unlock(dev.xa_lock)
+    synchronize_srcu(dev.odp_srcu)
+    destroy_list = Mr(NULL)
+    spin_lock(imr.xa_lock)
+    idx = xa_next(imr.children, 0)
+    while idx >= 0:
+        mr = Mr(xa_erase(imr.children, idx))
+        mr.elm = destroy_list
+        destroy_list = mr
+        idx = xa_next(imr.children, idx + 1)
+    spin_unlock(imr.xa_lock)
+    synchronize_srcu(dev.odp_srcu)
+    wait_event(atomic_read(imr.num_deferred_work) == 0)
+    count("device_commands")  # mlx5_mr_cache_invalidate()
+    dev.mkc = NULL
+    while destroy_list:
+        mr = destroy_list
+        destroy_list = Mr(mr.elm)
+        free_implicit_child_mr(dev, mr, 0)
+    count("device_commands")  # mlx5_mr_cache_free()
+    xa_destroy(imr.ksm)
+    kfree(imr)
+
+
+# --- both
 
 
 @protocol
 def mlx5_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """mlx5_ib_invalidate_range(): the same for every event; clipped to the child."""
+    umem = Umem(mni)
     if not range.blockable:
         return 0
-    umem = Umem(mni)
     mutex_lock(umem.umem_mutex)
     mmu_interval_set_seq(mni, cur_seq)
+    if not umem.npages:
+        mutex_unlock(umem.umem_mutex)
+        return 1
     mr = Mr(umem.private)
-    if umem.npages and mr:
-        start = max(umem.start, range.start)
-        end = min(umem.last + 1, range.end)
-        umem.npages -= mtt_zap(umem.pt, start, end)
-        if not umem.npages:
+    if not mr:
+        mutex_unlock(umem.umem_mutex)
+        return 1
+    start = max(umem.start, range.start)
+    end = min(umem.last + 1, range.end)
+    umem.npages -= mtt_zap(umem.pt, start, end)
+    if not umem.npages:
+        if mr.parent.protection == SRCU:
+            destroy_unused_implicit_child_mr_srcu(mr)
+        else:
             destroy_unused_implicit_child_mr(mr)
     mutex_unlock(umem.umem_mutex)
     return 1
@@ -188,31 +357,60 @@ mlx5_mn_ops = Ops("mlx5_mn_ops", invalidate=mlx5_ib_invalidate_range)
 
 
 @protocol
-def mlx5_ib_alloc_implicit_mr(mm: Mm, child: int, protection: int) -> Imr:
-    """mlx5_ib_alloc_implicit_mr(): a parent without notifier and without tables."""
+def mlx5_ib_alloc_implicit_mr(mm: Mm, child: int, protection: int) -> Mdev:
+    """mlx5_ib_alloc_implicit_mr(), and the device: a parent without notifier and without tables, known by its mkey."""
+    dev = on_stack(Mdev)
+    dev.mm = mm
+    dev.protection = protection
     imr = kmalloc(Imr, GFP_KERNEL)
+    if not imr:
+        off_stack(dev)
+        return NULL
     imr.mm = mm
+    imr.dev = dev
     imr.protection = protection
     while 1 << imr.child_shift < child:
         imr.child_shift += 1
-    refcount_set(imr.usecount, 1)
     count("device_commands")
-    return imr
+    dev.mkc = imr
+    dev.mr = imr
+    refcount_set(imr.usecount, 1)  # mlx5r_store_odp_mkey()
+    spin_lock(dev.xa_lock)
+    xa_store(dev.odp_mkeys, MKEY, imr)
+    spin_unlock(dev.xa_lock)
+    return dev
 
 
 @protocol
-def implicit_get_child_mr(imr: Imr, idx: int) -> Mr:
-    """implicit_get_child_mr(): build a child, then see whether somebody else was faster."""
-    mm = imr.mm
+def ib_umem_odp_alloc_child(imr: Imr, idx: int) -> int:
+    """ib_umem_odp_alloc_child() and ib_init_umem_odp(): a umem that is called back from now on, or -errno."""
     umem = kmalloc(Umem, GFP_KERNEL)
+    if not umem:
+        return -ENOMEM
+    if not mmget_not_zero(imr.mm):
+        kfree(umem)
+        return -EFAULT
     size = 1 << imr.child_shift
     start = idx << imr.child_shift
     kvcalloc(8 * (size >> PAGE_SHIFT))  # pfn_list
     kvcalloc(8 * (size >> PAGE_SHIFT))  # dma_list
     pt_init(umem.pt, start, start + size)
-    mmu_interval_notifier_insert(umem, mm, start, size, mlx5_mn_ops)
-    mr = kmalloc(Mr, GFP_KERNEL)
-    mr.mm = mm
+    mmu_interval_notifier_insert(umem, imr.mm, start, size, mlx5_mn_ops)
+    mmput(imr.mm)
+    return umem
+
+
+@protocol
+def implicit_get_child_mr(imr: Imr, idx: int) -> int:
+    """implicit_get_child_mr(): build a child, then see whether somebody else was faster; it, or -errno."""
+    odp = ib_umem_odp_alloc_child(imr, idx)
+    if odp < 0:
+        return odp
+    umem = Umem(odp)
+    mr = kmalloc(Mr, GFP_KERNEL)  # mlx5_mr_cache_alloc()
+    if not mr:
+        ib_umem_odp_release(umem)
+        return -ENOMEM
     mr.umem = umem
     mr.parent = imr
     umem.private = mr
@@ -223,16 +421,23 @@ def implicit_get_child_mr(imr: Imr, idx: int) -> Mr:
     if found and imr.protection != SRCU:
         refcount_inc(found.usecount)
     spin_unlock(imr.xa_lock)
-    if found:
+    if not found:
+        return mr
+    if imr.protection == SRCU:
+        count("device_commands")  # mlx5_mr_cache_free()
+        kfree(mr)
+        ib_umem_odp_release(umem)
+    else:
         mlx5_ib_dereg_mr(mr)
-        return found
-    return mr
+    return found
 
 
 @protocol
 def ib_umem_odp_map_dma_and_lock(umem: Umem, addr: int, access: int) -> int:
     """ib_umem_odp_map_dma_and_lock() for one page: 0 with umem_mutex held, or -errno."""
     mm = umem.mm
+    if not mmget_not_zero(mm):
+        return -EINVAL
     tries = 0
     while True:
         if tries:
@@ -245,18 +450,23 @@ def ib_umem_odp_map_dma_and_lock(umem: Umem, addr: int, access: int) -> int:
         if pfn == -EBUSY and not timed_out():
             continue
         if pfn < 0:
+            mmput_async(mm)
             return pfn
         mutex_lock(umem.umem_mutex)
         if mmu_interval_read_retry(umem, seq):
             mutex_unlock(umem.umem_mutex)
             continue
-        if not pt_get(umem.pt, addr) & VALID:
-            umem.npages += 1
+        break
+    # ib_umem_odp_map_dma_single_page(): what is mapped already keeps its address
+    entry = pt_get(umem.pt, addr) & ~WRITE
+    if not entry:
+        umem.npages += 1
         entry = VALID | pfn >> FRAME_SHIFT << FRAME_SHIFT
-        if access & ODP_WRITE_ALLOWED:
-            entry = entry | WRITE
-        pt_set(umem.pt, addr, entry)
-        return 0
+    if access & ODP_WRITE_ALLOWED:
+        entry = entry | WRITE
+    pt_set(umem.pt, addr, entry)
+    mmput_async(mm)
+    return 0
 
 
 @protocol
@@ -272,36 +482,65 @@ def pagefault_real_mr(mr: Mr, addr: int) -> int:
 
 
 @protocol
-def pagefault_implicit_mr(imr: Imr, addr: int, write: int) -> int:
-    """pagefault_implicit_mr() for one page. ``write`` changes nothing: the MR's own access flags decide."""
+def pagefault_implicit_mr(imr: Imr, addr: int) -> int:
+    """pagefault_implicit_mr() for one page."""
     idx = addr >> imr.child_shift
     created = 0
     count("lookups")
     if imr.protection == SRCU:
-        srcu_read_lock(imr.odp_srcu)
-        mr = Mr(xa_load(imr.children, idx, LOOKUP_STEPS))
+        found = xa_load(imr.children, idx, LOOKUP_STEPS)
     else:
         spin_lock(imr.xa_lock)
-        mr = Mr(xa_load(imr.children, idx, LOOKUP_STEPS))
-        if mr:
-            refcount_inc(mr.usecount)
+        found = xa_load(imr.children, idx, LOOKUP_STEPS)
+        if found:
+            refcount_inc(Mr(found).usecount)
         spin_unlock(imr.xa_lock)
-    if not mr:
-        mr = implicit_get_child_mr(imr, idx)
+    if not found:
+        found = implicit_get_child_mr(imr, idx)
+        if found < 0:
+            return found
         created = 1
+    mr = Mr(found)
     ret = pagefault_real_mr(mr, addr)
     if imr.protection != SRCU:
-        refcount_dec_and_test(mr.usecount)  # mlx5r_deref_odp_mkey()
+        mlx5r_deref_odp_mkey(mr)
     if created:
         update_ksm(imr, idx)
-    if imr.protection == SRCU:
-        srcu_read_unlock(imr.odp_srcu)
     return ret
 
 
 @protocol
-def hca_walk(imr: Imr, addr: int) -> int:
-    """What the HCA finds: the KSM entry, then that child's MTT."""
+def pagefault_single_data_segment(dev: Mdev, addr: int, write: int) -> int:
+    """pagefault_single_data_segment() for one page. ``write`` changes nothing: the MR's own access flags decide.
+
+    Without an MR, C reports success and leaves it to the HCA to find the mkey gone: -EFAULT here.
+    """
+    if dev.protection == SRCU:
+        srcu_key = srcu_read_lock(dev.odp_srcu)
+        imr = Imr(xa_load(dev.odp_mkeys, MKEY, SCRATCH))
+        ret = -EFAULT
+        if imr:
+            ret = pagefault_implicit_mr(imr, addr)
+        srcu_read_unlock(dev.odp_srcu, srcu_key)
+        return ret
+    spin_lock(dev.xa_lock)
+    imr = Imr(xa_load(dev.odp_mkeys, MKEY, SCRATCH))
+    if not imr:
+        spin_unlock(dev.xa_lock)
+        return -EFAULT
+    refcount_inc(imr.usecount)
+    spin_unlock(dev.xa_lock)
+    ret = pagefault_implicit_mr(imr, addr)
+    mlx5r_deref_odp_mkey(imr)
+    return ret
+
+
+@protocol
+def hca_walk(dev: Mdev, addr: int) -> int:
+    """What the HCA finds: the mkey, its KSM entry, then that child's MTT."""
+    imr = dev.mkc
+    if not imr:
+        return 0
     mr = Mr(xa_load(imr.ksm, addr >> imr.child_shift, SCRATCH))
     if not mr:
         return 0
@@ -309,17 +548,14 @@ def hca_walk(imr: Imr, addr: int) -> int:
 
 
 @protocol
-def mlx5_ib_free_odp_mr(imr: Imr) -> None:
-    """mlx5_ib_dereg_mr() of the parent and mlx5_ib_free_odp_mr(): every child still in the xarray goes."""
-    refcount_dec_and_test(imr.usecount)
-    wait_event(refcount_read(imr.usecount) == 0 and imr.num_deferred_work == 0)
-    idx = xa_next(imr.children, 0)
-    while idx >= 0:
-        mr = Mr(xa_load(imr.children, idx, SCRATCH))
-        xa_store(imr.children, idx, NULL)
-        mlx5_ib_dereg_mr(mr)
-        idx = xa_next(imr.children, idx + 1)
-    kfree(imr)
+def mlx5_ib_dereg_user_mr(dev: Mdev) -> None:
+    """The application's MR is destroyed, or its file closed."""
+    imr = dev.mr
+    if dev.protection == SRCU:
+        mlx5_ib_free_implicit_mr(dev, imr)
+    else:
+        mlx5_ib_dereg_implicit_mr(dev, imr)
+    dev.mr = Imr(NULL)
 
 
 design = Design(
@@ -327,9 +563,9 @@ design = Design(
     title="fixed chunks aligned to the device's page table",
     source="drivers/infiniband/hw/mlx5/odp.c, drivers/infiniband/core/umem_odp.c, Linux 6.1; srcu: v5.5",
     open=mlx5_ib_alloc_implicit_mr,
-    fault=pagefault_implicit_mr,
+    fault=pagefault_single_data_segment,
     walk=hca_walk,
-    close=mlx5_ib_free_odp_mr,
+    close=mlx5_ib_dereg_user_mr,
     ops=[mlx5_mn_ops],
     parameters=[
         Parameter(

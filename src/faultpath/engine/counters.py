@@ -49,9 +49,9 @@ EXIT_COUNTERS: dict[str, str] = {
 LOCKS: dict[str, str] = {
     "mmap_lock": "the mm's `mmap_lock` (`mmap_sem` before 5.8), by mode; the process's own calls and faults included",
     "driver": "held around read_retry and the device PTE write: `svmm->mutex`, `umem_mutex`, `dmirror->mutex`",
-    "driver_parent": "a driver's second, outer mutex: the parent MR's `umem_mutex`",
+    "driver_parent": "a driver's second, outer mutex: `svm->mutex`, the parent MR's `umem_mutex`",
     "subscriptions": "`mmu_notifier_subscriptions.lock`, one per mm",
-    "xa_lock": "the lock of an XArray",
+    "xa_lock": "the lock of an XArray: the device's mkeys, a parent MR's children",
     "srcu": "SRCU read sections entered",
     "spinlock": "any other spinlock",
     "rwsem": "any other read-write semaphore",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from faultpath.kernel.mm import mm_exit
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, VALID, WRITE, pt_get, pt_init, pt_next, pt_set
+from faultpath.kernel.primitives.pagetable import PAGE_SIZE, VALID, WRITE, pt_free, pt_get, pt_init, pt_next, pt_set
 from faultpath.kernel.workqueue import process_one_work
 from faultpath.protocol.language import count, hook, protocol
 from faultpath.protocol.struct import PageTable, Struct
 
 
 class Device(Struct):
-    """What a driver keeps per mirrored mm. A design's own structure begins with this."""
+    """The device as its hardware and its interrupts know it. A design's own structure begins with this.
+
+    It is there before the driver's mirror of an mm and after it: what a fault has to go by to find the mirror.
+    """
 
     mm: Mm
     driver: int  # the design's table of function pointers
@@ -30,7 +33,7 @@ def device_fault(driver: int, device: Device, addr: int, write: int) -> int:
 
 @hook("device_close")
 def device_close(driver: int, device: Device) -> int:
-    """The device file is closed."""
+    """The device file is closed: the mirror goes, the device stays."""
 
 
 @protocol
@@ -89,3 +92,4 @@ def process_exit(mm: Mm, device: Device) -> None:
     if device:
         device_close(device.driver, device)
         run_work()
+        pt_free(device.used)

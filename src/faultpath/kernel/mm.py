@@ -31,6 +31,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_release,
 )
 from faultpath.kernel.primitives.heap import off_stack, on_stack
+from faultpath.kernel.primitives.lists import queue_work
 from faultpath.kernel.primitives.locks import (
     down_read,
     down_read_trylock,
@@ -477,6 +478,19 @@ def mmput(mm: Mm) -> None:
     """mmput(): the last user takes the address space down (exit_mmap)."""
     if refcount_dec_and_test(mm.mm_users):
         exit_mmap(mm)
+
+
+@protocol
+def mmput_async_fn(mm: Mm) -> None:
+    """mmput_async_fn(): the work item's part of mmput_async()."""
+    exit_mmap(mm)
+
+
+@protocol
+def mmput_async(mm: Mm) -> None:
+    """mmput_async(): the same by a work item, for those who hold locks that callbacks take."""
+    if refcount_dec_and_test(mm.mm_users):
+        queue_work(mm.async_put_work, mmput_async_fn, mm)
 
 
 @protocol

@@ -3,12 +3,16 @@
 One mm has one :class:`Subscriptions`: an interval tree for interval notifiers and a list of plain notifiers. The
 sequence number is odd while at least one running invalidation overlaps an interval: the tree must not change then, and
 inserts and removals wait on ``deferred_list`` for the last range_end.
+
+wake_up_all() is no step: who waits goes on as soon as its condition holds, as it might in the kernel by coming late.
+Plain notifiers cannot be unregistered here, so the SRCU section around their calls is left out.
 """
 
 from __future__ import annotations
 
 from faultpath.engine.world import INDEX
 from faultpath.kernel.errno import EAGAIN
+from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_inc
 from faultpath.kernel.primitives.count import count_interval, zapped_so_far
 from faultpath.kernel.primitives.ghost import callback_begins, callback_ends, range_over, range_started, range_starting
 from faultpath.kernel.primitives.itree import (
@@ -32,6 +36,7 @@ from faultpath.protocol.struct import (
     RwSem,
     Struct,
     SubscriptionsLock,
+    Work,
 )
 from faultpath.trace.ops import Event
 
@@ -58,12 +63,13 @@ class Mm(Struct):
     notifier_subscriptions: Subscriptions
     mmap_lock: MmapLock
     mm_users: RefCount
-    mm_count: int
+    mm_count: Atomic
     vmas: IntervalTree
     pt: PageTable
     i_mmap: RwSem  # mapping->i_mmap_rwsem: one for every file that is mapped
     task_size: int
     brk: int
+    async_put_work: Work
     oom_skip: int  # MMF_OOM_SKIP
     raises: int  # who raises invalidations: RAISES_* in kernel/memory.py
 
@@ -99,13 +105,14 @@ class Notifier(Struct):
 
 
 class Range(Struct):
-    """``struct mmu_notifier_range``: ``[start, end)``."""
+    """``struct mmu_notifier_range``: ``[start, end)``; and what mn_itree_inv_start_range returns by reference."""
 
     mm: Mm
     start: int
     end: int
     event: int
     blockable: int
+    cur_seq: int
 
 
 @hook("invalidate")
@@ -129,6 +136,18 @@ def ops_mm_release(ops: int, sub: Notifier, mm: Mm) -> int:
 
 
 @protocol
+def mmgrab(mm: Mm) -> None:
+    """mmgrab()."""
+    atomic_inc(mm.mm_count)
+
+
+@protocol
+def mmdrop(mm: Mm) -> None:
+    """mmdrop(). The structure itself stays: there is only one."""
+    atomic_dec(mm.mm_count)
+
+
+@protocol
 def invoke_invalidate(sub: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """Call a driver back, and see whether it found anything (the counters' business, not the kernel's)."""
     before = zapped_so_far()
@@ -149,16 +168,13 @@ def mn_itree_is_invalidating(subs: Subscriptions) -> int:
 
 @protocol
 def mn_itree_inv_start_range(subs: Subscriptions, range: Range) -> IntervalNotifier:
-    """mn_itree_inv_start_range(): begin an invalidation; the first interval it concerns, or NULL.
-
-    The kernel also returns the sequence number read under the lock; it cannot change before this invalidation's end
-    when an interval was found, so callers read it afterwards.
-    """
+    """mn_itree_inv_start_range(): begin an invalidation; the first interval it concerns, or NULL."""
     spin_lock(subs.lock)
     subs.active_invalidate_ranges += 1
     first = IntervalNotifier(itree_first(subs.itree, range.start, range.end - 1, WALK_STEPS))
     if first:
         subs.invalidate_seq = subs.invalidate_seq | 1
+    range.cur_seq = subs.invalidate_seq
     spin_unlock(subs.lock)
     return first
 
@@ -220,7 +236,7 @@ def mmu_interval_set_seq(sub: IntervalNotifier, cur_seq: int) -> None:
 def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
     """mn_itree_invalidate(): every interval that overlaps, in order of start, one after the other."""
     sub = mn_itree_inv_start_range(subs, range)
-    cur_seq = subs.invalidate_seq
+    cur_seq = range.cur_seq
     while sub:
         if not invoke_invalidate(sub, range, cur_seq) and not range.blockable:
             # The caller must not call range_end after -EAGAIN.
@@ -316,7 +332,7 @@ def mmu_notifier_invalidate_range_end(range: Range) -> None:
 def mn_itree_release(subs: Subscriptions, range: Range) -> None:
     """mn_itree_release(): at exit every interval is told RELEASE over the whole address space; it stays registered."""
     sub = mn_itree_inv_start_range(subs, range)
-    cur_seq = subs.invalidate_seq
+    cur_seq = range.cur_seq
     while sub:
         invoke_invalidate(sub, range, cur_seq)
         sub = mn_itree_inv_next(sub, range)
@@ -352,7 +368,7 @@ def mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
     """mmu_notifier_register() of a plain notifier, by a driver that holds mmap_lock for writing as it must."""
     subs = mm.notifier_subscriptions
     sub.mm = mm
-    mm.mm_count += 1
+    mmgrab(mm)
     spin_lock(subs.lock)
     hlist_add_head(sub.hlist, subs.list)
     spin_unlock(subs.lock)
@@ -370,7 +386,7 @@ def mmu_interval_notifier_insert(sub: IntervalNotifier, mm: Mm, start: int, leng
     sub.last = start + length - 1
     sub.updated_start = 0
     sub.updated_last = 0
-    mm.mm_count += 1
+    mmgrab(mm)
     count("intervals_created")
     count_interval()
     spin_lock(subs.lock)
@@ -420,4 +436,4 @@ def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
             wait_event(subs.invalidate_seq != seq)
     count("intervals_removed")
     count("intervals", -1)
-    mm.mm_count -= 1
+    mmdrop(mm)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from faultpath.engine.world import INDEX
 from faultpath.kernel import mmu_notifier
 from faultpath.kernel.errno import EINVAL
-from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, mn_itree_is_invalidating
+from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, mmdrop, mn_itree_is_invalidating
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove, rb_empty_node
 from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next
 from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
@@ -29,7 +29,7 @@ def released(sub: IntervalNotifier, mm: Mm) -> None:
     count("intervals_removed")
     count("intervals", -1)
     ops_release(sub.ops, sub)
-    mm.mm_count -= 1
+    mmdrop(mm)
 
 
 @protocol(replaces=mmu_notifier.mn_itree_inv_end)
@@ -122,7 +122,7 @@ def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
     count("intervals_removed")
     count("intervals", -1)
     if not has_op(sub.ops, "release"):
-        mm.mm_count -= 1
+        mmdrop(mm)
 
 
 @protocol

@@ -143,12 +143,6 @@ class ParentMutex(Mutex):
     role = "driver_parent"
 
 
-class Srcu(Embedded):
-    """``struct srcu_struct``: readers now inside."""
-
-    role = "srcu"
-
-
 class RefCount(Embedded):
     """``refcount_t``."""
 

@@ -1,4 +1,4 @@
-"""Locks, reference counts and SRCU. A lock's acquisitions are counted under its role.
+"""Locks and reference counts. A lock's acquisitions are counted under its role.
 
 ``role`` holds the role in its low eight bits, and above them a number for the lock's class, as lockdep has them.
 """
@@ -16,11 +16,10 @@ from faultpath.kernel.primitives.debug import (
     lock_taken,
     lock_tried,
     lock_wanted,
-    might_sleep,
     set_lock,
 )
 from faultpath.protocol.language import helper, primitive
-from faultpath.protocol.struct import Mutex, RefCount, RwSem, SpinLock, Srcu
+from faultpath.protocol.struct import Mutex, RefCount, RwSem, SpinLock
 
 
 @helper(raw=True)
@@ -209,28 +208,6 @@ def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
         refcount_fault(w, ref)
     w[ref] -= 1
     return 1 if w[ref] == 0 else 0
-
-
-@primitive(role=True)
-def srcu_read_lock(w: Words, srcu: Srcu, role: int) -> int:
-    """Enter a read-side section."""
-    w[srcu] += 1
-    count_lock(w, role, READ)
-    return 0
-
-
-@primitive
-def srcu_read_unlock(w: Words, srcu: Srcu) -> int:
-    """Leave a read-side section."""
-    w[srcu] -= 1
-    return 0
-
-
-@primitive(blocks=True)
-def synchronize_srcu(w: Words, srcu: Srcu) -> int:
-    """Wait until no reader is inside: at least as long as the kernel, which waits for earlier readers only."""
-    might_sleep(w)
-    return 1 if w[srcu] else 0
 
 
 @primitive(role=True)

@@ -112,6 +112,16 @@ def erase(w: Words, xa: int, index: int) -> int:
 
 
 @helper
+def free_nodes(w: Words, node: int, height: int) -> int:
+    """Free a node and those below it."""
+    if height > 1:
+        for slot in range(SLOTS):
+            if w[node + 1 + slot]:
+                free_nodes(w, w[node + 1 + slot], height - 1)
+    return give_back(w, node)
+
+
+@helper
 def replace(w: Words, xa: int, index: int, entry: int) -> int:
     """Store an entry, or erase with 0."""
     return store(w, xa, index, entry) if entry else erase(w, xa, index)
@@ -136,6 +146,24 @@ def xa_cmpxchg(w: Words, xa: XArray, index: int, old: int, new: int, steps: int)
 def xa_store(w: Words, xa: XArray, index: int, entry: int) -> int:
     """Set the entry at ``index``; 0 erases it."""
     return replace(w, xa, index, entry)
+
+
+@primitive
+def xa_erase(w: Words, xa: XArray, index: int) -> int:
+    """Remove the entry at ``index``; returns what was there."""
+    found = load(w, xa, index, SCRATCH)
+    erase(w, xa, index)
+    return found
+
+
+@primitive
+def xa_destroy(w: Words, xa: XArray) -> int:
+    """Forget every entry and free the nodes."""
+    if w[xa] and w[xa + 1]:
+        free_nodes(w, w[xa], w[xa + 1])
+    w[xa] = 0
+    w[xa + 1] = 0
+    return 0
 
 
 @primitive
