@@ -39,7 +39,7 @@ from faultpath.protocol.language import Protocol
 from faultpath.protocol.native import STOPPED
 from faultpath.protocol.program import Program, Source
 from faultpath.protocol.resumable import CHECKED, checked_module
-from faultpath.scenario import DEVICE, MM, PAGE, SECOND_DEVICE, SPAN, Argument, Call, Scenario
+from faultpath.scenario import DEVICE, MM, OTHER, PAGE, SPAN, Argument, Call, Scenario
 
 LEAF_BITS = 6  # a page-table leaf holds every page of a scenario
 TASK_SIZE = PAGE << LEAF_BITS
@@ -143,6 +143,7 @@ class Check:
         self.w = w = world.new_world(leaf_bits=LEAF_BITS)
         w[world.BRK] = arena.OBJECTS
         w[world.CAPACITY] = arena.SHADOW
+        w[arena.LOG_TOP] = arena.LOG
         self.mm = self._call(mm_init, TASK_SIZE, 2)
         self.devices = []
         for _ in range(scenario.devices):
@@ -168,7 +169,7 @@ class Check:
             raise explain(self.w, f"setting up {self.scenario.name}") from None
 
     def _arguments(self, args: tuple[Argument, ...]) -> tuple[int, ...]:
-        named = {MM: self.mm, DEVICE: self.devices[0], SECOND_DEVICE: self.devices[-1]}
+        named = {MM: self.mm, DEVICE: self.devices[0], OTHER: self.devices[-1]}
         return tuple(named[a] if isinstance(a, str) else a for a in args)
 
     def _lay_out(self) -> None:

@@ -38,6 +38,7 @@ from faultpath.kernel.primitives.itree import itree_first, itree_next
 from faultpath.kernel.primitives.lists import hlist_first, hlist_next
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, VALID, WRITE, pt_get
 from faultpath.protocol.language import container_of, has_op, hook, primitive, protocol
+from faultpath.protocol.struct import SpinLock
 
 
 @hook("device_invariant")
@@ -75,6 +76,12 @@ def check_device(w: Words, number: int) -> Device:
 def promises_disjoint(w: Words) -> int:
     """Whether the design promises that its intervals do not overlap."""
     return w[DISJOINT]
+
+
+@primitive
+def is_free(w: Words, lock: SpinLock) -> int:
+    """Whether nobody holds a lock: what it protects is in order then."""
+    return 1 if w[lock] == 0 else 0
 
 
 @primitive
@@ -133,7 +140,8 @@ def check_pages(mm: Mm, device: Device) -> int:
             pte = pt_get(mm.pt, page)
             if not phase and ((entry ^ pte) & ~WRITE or entry & WRITE & ~pte):
                 return STALE_PTE
-            if not is_covered(mm.notifier_subscriptions, page):
+            subs = mm.notifier_subscriptions
+            if is_free(subs.lock) and not is_covered(subs, page):
                 return UNCOVERED_PTE
         page += PAGE_SIZE
     if has_op(device.driver, "device_invariant"):
@@ -144,7 +152,7 @@ def check_pages(mm: Mm, device: Device) -> int:
 @protocol
 def check_disjoint(subs: Subscriptions) -> int:
     """No two intervals of one driver overlap, where the tree is not about to change."""
-    if mn_itree_is_invalidating(subs):
+    if mn_itree_is_invalidating(subs) or not is_free(subs.lock):
         return 0
     sub = IntervalNotifier(itree_first(subs.itree, 0, span_end(), SCRATCH))
     while sub:

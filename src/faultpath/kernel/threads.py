@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from faultpath.kernel.mirror import Device, device_close, device_fault
+from faultpath.kernel.mm import mm_mmap, mm_munmap
+from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.ghost import device_stops
 from faultpath.kernel.primitives.lists import work_pending
+from faultpath.kernel.vma import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from faultpath.kernel.workqueue import process_one_work
 from faultpath.protocol.language import protocol, wait_event
 
@@ -20,6 +23,14 @@ def closing(device: Device) -> int:
     """The device's file is closed."""
     device_stops(device)
     return device_close(device.driver, device)
+
+
+@protocol
+def mapping_again(mm: Mm, start: int, size: int) -> None:
+    """munmap(), mmap() of private memory at the same place, munmap()."""
+    mm_munmap(mm, start, size)
+    mm_mmap(mm, start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+    mm_munmap(mm, start, size)
 
 
 @protocol
