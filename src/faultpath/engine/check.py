@@ -304,7 +304,8 @@ class Check:
         # Tables of a search before this one.
         entries = 1 << 16
         table = TABLES + 3 * ROOM
-        self._forget(table, 2 * (int(w[search.MASK]) + 1))
+        if w[search.TABLE]:
+            self._forget(int(w[search.TABLE]), 2 * (int(w[search.MASK]) + 1))
         w[search.TABLE], w[search.MASK] = table, entries - 1
         w[search.MAX_FOUND] = ROOM
         w[search.QUEUE_WORDS] = ROOM
@@ -333,7 +334,7 @@ class Check:
                     return why
                 old, table = table, table + 4 * entries
                 functions.call(search.rehash, w, table, entries - 1)
-                self._forget(old, entries)
+                self._forget(old, entries)  # two words each, half as many
             elif why != search.PAUSED:
                 return int(why)
             progress(int(w[search.EXPANDED]), int(w[search.FOUND]))

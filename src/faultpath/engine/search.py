@@ -21,7 +21,7 @@ from faultpath.engine.arena import (
     THREAD,
 )
 from faultpath.engine.sanitizer import undo_to
-from faultpath.engine.thread import PC
+from faultpath.engine.thread import PC, START
 from faultpath.engine.world import STATUS, TID, Words
 from faultpath.kernel.debug import collect
 from faultpath.protocol.language import call_native, helper
@@ -276,7 +276,7 @@ def nobody_moves(w: Words, state: int) -> int:
     """All threads wait or have ended: is that how it should end? 0, or VIOLATED."""
     for number in range(w[THREADS]):
         pc = w[w[RECORD + number] + PC]
-        if pc != -1 and (w[DAEMON + number] == 0 or pc != w[DAEMON + number]):
+        if pc != -1 and (w[DAEMON + number] == 0 or (pc != w[DAEMON + number] and pc != START)):
             w[STATUS] = DEADLOCK
             return stop_at(w, state, -1)
     w[FINISHED] += 1
