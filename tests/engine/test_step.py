@@ -9,7 +9,6 @@ import pytest
 
 from faultpath.catalog import integers, load
 from faultpath.engine import world
-from faultpath.engine.native import Native
 from faultpath.engine.replay import link
 from faultpath.engine.rows import ACCESSES_TOUCHED, ROW_WORDS, replay_rows
 from faultpath.engine.step import BLOCKED, ENDED, STEPPED, Stepper
@@ -41,10 +40,7 @@ def design(request):
 
 @pytest.fixture(scope="module")
 def stepper(design):
-    program = link(design, [mm_invalidate])
-    stepper = Stepper(program)
-    stepper.native = Native(program)
-    return stepper
+    return Stepper(link(design, [mm_invalidate]))
 
 
 def machine(design, stepper):

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from faultpath.engine import world
-from faultpath.engine.native import Library
+from faultpath.engine.native import Library, Native
 from faultpath.engine.status import explain
 from faultpath.engine.thread import HEADER, NUMBER, PC, RESULT, START
 from faultpath.engine.world import Words
@@ -68,6 +68,11 @@ class Stepper:
         self.program = program
         self.routines: dict[Protocol, Routine] = {}
         self.threads: dict[int, Routine] = {}  # by address
+
+    @cached_property
+    def native(self) -> Native:
+        """The same program, to be run in order and to completion."""
+        return Native(self.program)
 
     def spawn(self, w: Words, number: int, protocol: Protocol, *args: int) -> int:
         """A new thread that will run ``protocol(*args)``; its address.
