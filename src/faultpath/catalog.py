@@ -15,6 +15,7 @@ from faultpath.errors import FaultpathError
 BUILT_IN = {
     "nouveau-v6": "faultpath.designs.nouveau_v6",
     "odp-implicit": "faultpath.designs.odp_implicit",
+    "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "full-va": "faultpath.designs.full_va",
 }
 

@@ -201,13 +201,19 @@ def refcount_inc_not_zero(w: Words, ref: RefCount) -> int:
     return 1
 
 
-@primitive
-def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
-    """refcount_dec_and_test(): 1 if it fell to zero."""
+@helper
+def dec_and_test(w: Words, ref: int) -> int:
+    """One reference less; 1 if it was the last."""
     if w[ref] <= 0:
         refcount_fault(w, ref)
     w[ref] -= 1
     return 1 if w[ref] == 0 else 0
+
+
+@primitive
+def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
+    """refcount_dec_and_test(): 1 if it fell to zero."""
+    return dec_and_test(w, ref)
 
 
 @primitive(role=True)
