@@ -46,7 +46,6 @@ TASK_SIZE = PAGE << LEAF_BITS
 POOL_WORDS = 512  # what one thread may have allocated at a time
 WALKS = 64  # random executions that tell which words are shared before the search begins
 
-TABLES = 1 << 29  # word at which the search's own tables begin
 ROOM = 1 << 28  # words of address space for each of them
 
 COUNTS = (
@@ -58,6 +57,7 @@ COUNTS = (
     search.TOUCHED,
     search.FINISHED,
     search.EDGE_COUNT,
+    arena.LATE,
     arena.BROKEN,
 )
 
@@ -100,6 +100,7 @@ class Verdict:
     finished: int = 0
     seconds: float = 0.0
     path: list[tuple[int, int]] = field(default_factory=list)  # (thread, choices) of each step
+    late: int = -1  # the thread whose last accesses of its last step come after the path, and break the rule
     searches: int = 1
     bound: str = ""
     results: list[int] = field(default_factory=list)
@@ -182,7 +183,7 @@ class Check:
         self.records = []
         for number, (call, thread) in enumerate(zip(self.calls, self.threads, strict=True)):
             thread.routine.begin(w, record, number + 1, self._arguments(call.args))
-            w[search.RECORD + number] = record
+            w[arena.RECORD + number] = record
             w[search.STEP + number] = thread.address
             w[search.DAEMON + number] = thread.routine.idle if call.protocol is worker else 0
             self.records.append(record)
@@ -199,11 +200,11 @@ class Check:
         w[arena.TIMEOUTS] = int(self.timeouts)
         w[arena.FAILURES] = self.scenario.failures
         w[arena.FINE] = int(not self.reduce)
-        w[search.THREADS] = len(self.threads)
+        w[arena.THREADS] = len(self.threads)
         w[search.INVARIANTS] = self.native.address(check_state)
         w[search.FINAL] = self.native.address(check_final)
-        w[search.QUEUE] = TABLES + ROOM
-        w[search.PARENTS] = TABLES + 2 * ROOM
+        w[search.QUEUE] = arena.TABLES + ROOM
+        w[search.PARENTS] = arena.TABLES + 2 * ROOM
         self.first = self._state()
 
     def _state(self) -> tuple[Words, Words]:
@@ -290,6 +291,7 @@ class Check:
             verdict.verdict = "violated"
             verdict.status, verdict.arg = int(w[world.STATUS]), int(w[world.STATUS_ARG])
             verdict.path = self._path()
+            verdict.late = int(w[arena.LATE]) - 1
             verdict.depth = len(verdict.path)
         elif why != search.EXHAUSTED:
             verdict.verdict = "bounded"
@@ -303,7 +305,7 @@ class Check:
         self.reset()
         # Tables of a search before this one.
         entries = 1 << 16
-        table = TABLES + 3 * ROOM
+        table = arena.TABLES + 3 * ROOM
         if w[search.TABLE]:
             self._forget(int(w[search.TABLE]), 2 * (int(w[search.MASK]) + 1))
         w[search.TABLE], w[search.MASK] = table, entries - 1
@@ -314,10 +316,10 @@ class Check:
         w[search.FOUND] = 1
         w[search.LEVEL_END] = 1
         w[search.HASH] = 1
-        self._forget(search.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
-        w[search.MARK : search.MARK + 64] = 0
-        w[search.LAST : search.LAST + 64] = w[:64]
-        w[search.LAST + arena.ARENA : search.LAST + arena.STATE_END] = w[arena.ARENA : arena.STATE_END]
+        self._forget(arena.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
+        w[arena.MARK : arena.MARK + 64] = 0
+        w[arena.LAST : arena.LAST + 64] = w[:64]
+        w[arena.LAST + arena.ARENA : arena.LAST + arena.STATE_END] = w[arena.ARENA : arena.STATE_END]
         functions.call(search.rehash, w, table, entries - 1)
         # The first state: number 0, nothing differs.
         slot = (1 ^ (1 >> 32)) & (entries - 1)

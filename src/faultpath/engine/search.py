@@ -14,11 +14,14 @@ from faultpath.engine.arena import (
     CHOICES,
     DEADLOCK,
     FREED,
+    LAST,
     LOG,
     LOG_TOP,
+    MARK,
     MY_BIT,
-    STATE_END,
+    RECORD,
     THREAD,
+    THREADS,
 )
 from faultpath.engine.sanitizer import undo_to
 from faultpath.engine.thread import PC, START
@@ -28,7 +31,6 @@ from faultpath.protocol.language import call_native, helper
 from faultpath.protocol.native import STOPPED
 
 BASE = (1 << 24) + 1024
-THREADS = BASE  # how many
 EXPANDED = BASE + 1  # states taken from the queue
 FOUND = BASE + 2  # states put into it
 MASK = BASE + 3  # entries of the table, less one
@@ -52,13 +54,10 @@ EDGE_COUNT = BASE + 20
 FIRST_EDGE = BASE + 21  # of each state: number of its first edge << 8 | threads that could not move
 FINISHED = BASE + 22  # states in which every thread had ended
 MAX_FOUND = BASE + 23  # states the memory is for
-RECORD = BASE + 32  # of each thread: its address
 STEP = BASE + 40  # of each thread: the code
 DAEMON = BASE + 48  # of each thread: the PC at which it may wait for ever, or 0
 
-LAST = 1 << 27  # plus a word's address: what the last state put into the queue had there
-MARK = (1 << 27) + (1 << 26)  # plus a word's address: number of the state that last touched it
-TOUCHED_LIST = (1 << 28) + (1 << 20)
+TOUCHED_LIST = LOG + (1 << 20)
 
 # Why a search stopped.
 EXHAUSTED, PAUSED, TABLE_FULL, QUEUE_FULL, VIOLATED = range(5)
@@ -353,6 +352,3 @@ def rehash(w: Words, table: int, mask: int) -> int:
             w[entry] = w[old + 2 * slot]
             w[entry + 1] = w[old + 2 * slot + 1]
     return 0
-
-
-assert STATE_END + 64 < LAST

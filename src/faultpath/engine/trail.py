@@ -64,23 +64,43 @@ class _Trail:
         check, w = self.check, self.w
         check.reset()
         fine = int(w[arena.FINE])
+        cut = max((i for i, (n, _) in enumerate(verdict.path) if n == verdict.late), default=-1)
+        rest = 0
         for macro, (number, choices) in enumerate(verdict.path):
-            w[arena.FINE] = 0 if check.reduce else 1
-            result = check.step(number, choices)
-            taken = int(w[arena.TAKEN]) + (1 if result == STOPPED else 0)
-            check.undo()
-            w[arena.FINE] = 1
+            taken = self.length(number, choices)
+            if macro == cut:
+                rest, taken = choices, 1
             for nth in range(taken):
-                before = self.registers(number)
-                at = int(w[check.records[number] + PC])
-                result = check.step(number, choices)
-                instruction = self.instruction(number, at, result)
-                choices >>= int(w[arena.ASKED])
-                yield self.step(number, macro, instruction, before, nth == 0, result == STOPPED)
-                if result == STOPPED:
-                    break
-                w[arena.LOG_TOP] = arena.LOG
+                choices, step = self.access(number, macro, choices, nth == 0)
+                yield step
+                if macro == cut:
+                    rest = choices
+        while verdict.late >= 0:
+            rest, step = self.access(verdict.late, len(verdict.path), rest, False)
+            yield step
+            if step.fatal:
+                break
         w[arena.FINE] = fine
+
+    def length(self, number: int, choices: int) -> int:
+        """How many accesses a step of the search makes from here."""
+        check, w = self.check, self.w
+        w[arena.FINE] = 0 if check.reduce else 1
+        result = check.step(number, choices)
+        check.undo()
+        w[arena.FINE] = 1
+        return int(w[arena.TAKEN]) + (1 if result == STOPPED else 0)
+
+    def access(self, number: int, macro: int, choices: int, first: bool) -> tuple[int, Step]:
+        """The next access of a thread; the choices that it has left."""
+        check, w = self.check, self.w
+        before = self.registers(number)
+        at = int(w[check.records[number] + PC])
+        result = check.step(number, choices)
+        instruction = self.instruction(number, at, result)
+        step = self.step(number, macro, instruction, before, first, result == STOPPED)
+        w[arena.LOG_TOP] = arena.LOG
+        return choices >> int(w[arena.ASKED]), step
 
     def instruction(self, number: int, at: int, result: int) -> int:
         """The instruction that ran: the one the thread stood at, or the one that it came to first."""

@@ -51,7 +51,7 @@ from faultpath.engine.arena import (
     TREE_INSERT,
     VISIBLE,
 )
-from faultpath.engine.sanitizer import fail, note, put, shadow_of
+from faultpath.engine.sanitizer import fail, note, note_count, note_free, put, shadow_of, window_used
 from faultpath.engine.thread import ATOMIC, CALLBACK, HELD_READ, HELD_WRITE, NON_BLOCK
 from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, Words
 from faultpath.kernel.mmu_notifier import Range
@@ -97,9 +97,9 @@ def give_back(w: Words, obj: int) -> int:
     size_class = w[obj] >> 1 & 127
     for unit in range(size_class):
         put(w, SHADOW + ((obj - ARENA) >> 3) + unit, obj << 4)
+    if shadow & PRIVATE == 0:
+        note_free(w, obj, 8 * size_class)
     for word in range(obj + 1, obj + 8 * size_class):
-        if shadow & PRIVATE == 0:
-            note(w, word, 1)
         put(w, word, 0)
     put(w, obj, w[obj] & ~1)
     count = w[FREED]
@@ -168,6 +168,17 @@ def collect(w: Words) -> int:
     for number in range(kept, count):
         put(w, FREED + 1 + number, 0)
     return put(w, FREED, kept)
+
+
+@helper(replaces=debug.set_count, raw=True)
+def set_count(w: Words, count: int, value: int, floor: int) -> int:
+    """A count that stays above its floor may rise and fall in any order."""
+    if shadow_of(w, count) & PRIVATE == 0:
+        if w[count] > floor and value > floor:
+            note_count(w, count)
+        else:
+            note(w, count, 1)
+    return put(w, count, value)
 
 
 @helper(raw=True)
@@ -308,12 +319,21 @@ def lock_taken(w: Words, lock: int, role: int, write: int, spins: int) -> int:
     return 0
 
 
+@helper(raw=True)
+def left_behind(w: Words) -> int:
+    """Others may have waited for this: what the thread accessed before is over for them, and the window closes."""
+    if window_used(w, w[THREAD]):
+        w[VISIBLE] = 1
+    return 0
+
+
 @helper(replaces=debug.lock_dropped, raw=True)
 def lock_dropped(w: Words, lock: int, write: int, spins: int) -> int:
     """Giving a lock up can be told by nobody who waits for it; by one who tries it, or frees it, it can."""
     thread = w[THREAD]
     if shadow_of(w, lock) & PRIVATE == 0:
         note(w, lock, write)
+        left_behind(w)
     place = thread + (HELD_WRITE if write else HELD_READ)
     number = w[LOCK_ID + lock]
     if number == 0 or w[place] >> (number - 1) & 1 == 0:
@@ -330,6 +350,7 @@ def lock_downgraded(w: Words, lock: int) -> int:
     thread = w[THREAD]
     if shadow_of(w, lock) & PRIVATE == 0:
         note(w, lock, 1)
+        left_behind(w)
     bit = 1 << (w[LOCK_ID + lock] - 1)
     put(w, thread + HELD_WRITE, w[thread + HELD_WRITE] & ~bit)
     return put(w, thread + HELD_READ, w[thread + HELD_READ] | bit)
@@ -414,6 +435,7 @@ SETUP = [take_at_setup, give_back_at_setup, next_frame]
 HOOKS = [
     take,
     give_back,
+    set_count,
     may_fail,
     expired,
     set_lock,
