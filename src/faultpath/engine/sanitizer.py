@@ -47,6 +47,7 @@ from faultpath.engine.arena import (
     USE_AFTER_FREE,
     VISIBLE,
     WILD_POINTER,
+    WINDOW_AT,
     WRITTEN,
 )
 from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, WINDOW, WINDOW_SIZE
@@ -227,7 +228,9 @@ def settle_access(w: Words, addr: int, write: int, lost: int) -> int:
     if not write and unguarded(w, GUARD_ALIVE + addr, 0):
         rely_on_writers(w, addr)
     if tells and w[TAKEN]:
-        put(w, window_room(w, w[THREAD]), w[SHADOW + ((addr - ARENA) >> 3)] >> 4)
+        room = window_room(w, w[THREAD])
+        w[WINDOW_AT + room - w[THREAD] - WINDOW] = w[TAKEN]
+        put(w, room, w[SHADOW + ((addr - ARENA) >> 3)] >> 4)
     return 0
 
 

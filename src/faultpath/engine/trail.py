@@ -9,7 +9,7 @@ from typing import Any
 
 from faultpath.engine import arena
 from faultpath.engine.check import Check, Verdict
-from faultpath.engine.thread import HEADER, PC
+from faultpath.engine.thread import HEADER, PC, WINDOW, WINDOW_SIZE
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Primitive
 from faultpath.protocol.native import STOPPED
@@ -62,19 +62,17 @@ class _Trail:
 
     def steps(self, verdict: Verdict) -> Iterator[Step]:
         check, w = self.check, self.w
-        check.reset()
-        fine = int(w[arena.FINE])
         cut = max((i for i, (n, _) in enumerate(verdict.path) if n == verdict.late), default=-1)
+        lengths = self.lengths(verdict, cut)
+        check.reset()
+        fine, w[arena.FINE] = int(w[arena.FINE]), 1
         rest = 0
         for macro, (number, choices) in enumerate(verdict.path):
-            taken = self.length(number, choices)
-            if macro == cut:
-                rest, taken = choices, 1
-            for nth in range(taken):
+            for nth in range(lengths[macro]):
                 choices, step = self.access(number, macro, choices, nth == 0)
                 yield step
-                if macro == cut:
-                    rest = choices
+            if macro == cut:
+                rest = choices
         while verdict.late >= 0:
             rest, step = self.access(verdict.late, len(verdict.path), rest, False)
             yield step
@@ -82,14 +80,19 @@ class _Trail:
                 break
         w[arena.FINE] = fine
 
-    def length(self, number: int, choices: int) -> int:
-        """How many accesses a step of the search makes from here."""
+    def lengths(self, verdict: Verdict, cut: int) -> list[int]:
+        """How many accesses each step of the path makes; of step ``cut``, how many before one to what is then freed."""
         check, w = self.check, self.w
-        w[arena.FINE] = 0 if check.reduce else 1
-        result = check.step(number, choices)
-        check.undo()
-        w[arena.FINE] = 1
-        return int(w[arena.TAKEN]) + (1 if result == STOPPED else 0)
+        check.reset()
+        found = []
+        for macro, (number, choices) in enumerate(verdict.path):
+            result = check.step(number, choices)
+            found.append(int(w[arena.TAKEN]) + (1 if result == STOPPED else 0))
+            if macro == cut:
+                window = check.records[number] + WINDOW
+                objects = [int(obj) for obj in w[window : window + WINDOW_SIZE]]
+                found[-1] = int(w[arena.WINDOW_AT + objects.index(verdict.arg)])
+        return found
 
     def access(self, number: int, macro: int, choices: int, first: bool) -> tuple[int, Step]:
         """The next access of a thread; the choices that it has left."""
