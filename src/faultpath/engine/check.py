@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from faultpath.design import Design
-from faultpath.engine import arena, search, world
+from faultpath.engine import arena, progress, search, world
 from faultpath.engine.native import Library, Native
 from faultpath.engine.status import explain
 from faultpath.engine.step import Routine
@@ -41,12 +41,20 @@ from faultpath.protocol.program import Program, Source
 from faultpath.protocol.resumable import CHECKED, checked_module
 from faultpath.scenario import DEVICE, MM, OTHER, PAGE, SPAN, Argument, Call, Scenario
 
+FIRST_TABLE = 1 << 16  # entries of the hash table to begin with
 LEAF_BITS = 6  # a page-table leaf holds every page of a scenario
 TASK_SIZE = PAGE << LEAF_BITS
 POOL_WORDS = 512  # what one thread may have allocated at a time
 WALKS = 64  # random executions that tell which words are shared before the search begins
 
-ROOM = 1 << 28  # words of address space for each of them
+# Words of address space for the search's own tables: states, the queue, the hash table, edges of the graph.
+MAX_STATES = 1 << 26
+QUEUE_WORDS = 1 << 27
+PARENTS = arena.TABLES
+FIRST_EDGE = PARENTS + MAX_STATES
+QUEUE = FIRST_EDGE + MAX_STATES
+HASH_TABLE = QUEUE + QUEUE_WORDS
+EDGES = HASH_TABLE + (1 << 28)
 
 COUNTS = (
     search.EXPANDED,
@@ -84,7 +92,7 @@ def _compiled(
 
 @cache
 def _searcher() -> Native:
-    return Native(Program([search.search, search.rehash, search.run_thread]))
+    return Native(Program([search.search, search.rehash, search.run_thread, progress.livelock]))
 
 
 @dataclass
@@ -100,6 +108,7 @@ class Verdict:
     finished: int = 0
     seconds: float = 0.0
     path: list[tuple[int, int]] = field(default_factory=list)  # (thread, choices) of each step
+    loop: list[int] = field(default_factory=list)  # the threads that then go round for ever, one step each
     late: int = -1  # the thread whose last accesses of its last step come after the path, and break the rule
     searches: int = 1
     bound: str = ""
@@ -203,8 +212,12 @@ class Check:
         w[arena.THREADS] = len(self.threads)
         w[search.INVARIANTS] = self.native.address(check_state)
         w[search.FINAL] = self.native.address(check_final)
-        w[search.QUEUE] = arena.TABLES + ROOM
-        w[search.PARENTS] = arena.TABLES + 2 * ROOM
+        w[search.QUEUE] = QUEUE
+        w[search.QUEUE_WORDS] = QUEUE_WORDS
+        w[search.PARENTS] = PARENTS
+        w[search.MAX_FOUND] = MAX_STATES
+        w[search.FIRST_EDGE] = FIRST_EDGE
+        w[search.EDGES] = EDGES
         self.first = self._state()
 
     def _state(self) -> tuple[Words, Words]:
@@ -270,13 +283,13 @@ class Check:
 
     # --- the search
 
-    def run(self, progress: Callable[[int, int], None] = lambda done, found: None) -> Verdict:
+    def run(self, show: Callable[[int, int], None] = lambda done, found: None) -> Verdict:
         """Explore everything."""
         begin = time.perf_counter()
         verdict = Verdict()
         self._learn()
         while True:
-            why = self._search(verdict, progress)
+            why = self._search(verdict, show)
             if why is not None:
                 break
             verdict.searches += 1
@@ -296,27 +309,31 @@ class Check:
         elif why != search.EXHAUSTED:
             verdict.verdict = "bounded"
             verdict.bound = "memory"
+        elif (state := self._livelock()) is not None:
+            verdict.verdict = "violated"
+            verdict.status = arena.LIVELOCK
+            verdict.loop = self._way_round(state)
+            w[search.BAD_STATE], w[search.BAD_STEP] = state, -1
+            verdict.path = self._path()
+            verdict.depth = len(verdict.path)
         verdict.seconds = time.perf_counter() - begin
         return verdict
 
-    def _search(self, verdict: Verdict, progress: Callable[[int, int], None]) -> int | None:
+    def _search(self, verdict: Verdict, show: Callable[[int, int], None]) -> int | None:
         """One search from the first state; None if a word taken for guarded was not."""
         w, functions = self.w, _searcher()
         self.reset()
-        # Tables of a search before this one.
-        entries = 1 << 16
-        table = arena.TABLES + 3 * ROOM
-        if w[search.TABLE]:
-            self._forget(int(w[search.TABLE]), 2 * (int(w[search.MASK]) + 1))
+        world.forget(w, HASH_TABLE, 4 * (int(w[search.MASK]) + 1))
+        world.forget(w, FIRST_EDGE, int(w[search.FOUND]) + 1)
+        entries = FIRST_TABLE
+        table = HASH_TABLE + 2 * entries
         w[search.TABLE], w[search.MASK] = table, entries - 1
-        w[search.MAX_FOUND] = ROOM
-        w[search.QUEUE_WORDS] = ROOM
         for word in COUNTS:
             w[word] = 0
         w[search.FOUND] = 1
         w[search.LEVEL_END] = 1
         w[search.HASH] = 1
-        self._forget(arena.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
+        world.forget(w, arena.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
         w[arena.MARK : arena.MARK + 64] = 0
         w[arena.LAST : arena.LAST + 64] = w[:64]
         w[arena.LAST + arena.ARENA : arena.LAST + arena.STATE_END] = w[arena.ARENA : arena.STATE_END]
@@ -326,26 +343,62 @@ class Check:
         w[table + 2 * slot], w[table + 2 * slot + 1] = 1, 0
         w[int(w[search.QUEUE])] = 0
         w[search.WRITTEN_AT] = 1
+        consumed = 0
         while True:
             why = functions.call_raw(search.search, w, 1 << 15)
             if w[arena.BROKEN]:
                 return None
             if why == search.TABLE_FULL:
-                entries = 2 * (int(w[search.MASK]) + 1)
-                if entries * 32 > self.memory:
-                    return why
-                old, table = table, table + 4 * entries
+                entries *= 2
+                old, table = table, HASH_TABLE + 2 * entries
+                if self._memory(entries) > self.memory or 2 * entries > MAX_STATES:
+                    return int(why)
                 functions.call(search.rehash, w, table, entries - 1)
-                self._forget(old, entries)  # two words each, half as many
+                world.forget(w, old, entries)
             elif why != search.PAUSED:
                 return int(why)
-            progress(int(w[search.EXPANDED]), int(w[search.FOUND]))
+            consumed = self._release(consumed)
+            if self._memory(entries) > self.memory:
+                return search.TABLE_FULL
+            show(int(w[search.EXPANDED]), int(w[search.FOUND]))
 
-    def _forget(self, first: int, words: int) -> None:
-        """Zero words that may be many: their pages go back to the system."""
+    def _memory(self, entries: int) -> int:
+        """Bytes that the search and the progress pass after it need, with so many entries in the hash table."""
         w = self.w
-        for start in range(first, first + words, 1 << 24):
-            w[start : min(start + (1 << 24), first + words)] = 0
+        waiting = int(w[search.WRITTEN_AT] - w[search.READ_AT])
+        per_state = 2 + progress.NODE_WORDS
+        return 8 * (2 * entries + per_state * int(w[search.FOUND]) + int(w[search.EDGE_COUNT]) + waiting)
+
+    def _release(self, consumed: int) -> int:
+        """Give back the memory of what has been read from the queue since it was read up to ``consumed``."""
+        read = int(self.w[search.READ_AT])
+        if read - consumed < 1 << 20:
+            return consumed
+        first, last = consumed % QUEUE_WORDS, read % QUEUE_WORDS
+        for start, end in ((first, last),) if first < last else ((first, QUEUE_WORDS), (0, last)):
+            world.forget(self.w, QUEUE + start, end - start)
+        return read
+
+    def _livelock(self) -> int | None:
+        """The first state of a livelock in the graph of the last search."""
+        w = self.w
+        nodes = int(w[search.EDGES]) + int(w[search.EDGE_COUNT]) + 64
+        words = int(w[search.FOUND]) * progress.NODE_WORDS
+        world.forget(w, nodes, words)
+        w[progress.NODES] = nodes
+        w[progress.STACK] = nodes + words
+        found = _searcher().call_raw(progress.livelock, w)
+        if found < 0:
+            return None
+        return min(self._members())
+
+    def _members(self) -> set[int]:
+        """The states of the livelock found."""
+        stack = int(self.w[progress.STACK])
+        return {int(s) for s in self.w[stack : stack + int(self.w[progress.PART])]}
+
+    def _way_round(self, state: int) -> list[int]:
+        return progress.way_round(self.w, state, self._members())
 
     def _path(self) -> list[tuple[int, int]]:
         w = self.w
