@@ -45,6 +45,7 @@ LATE = BASE + 39  # the thread, counted from 1, whose last accesses come after t
 THREADS = BASE + 40  # how many there are, and of each its address
 RECORD = BASE + 41
 WINDOW_AT = BASE + 48  # of each place in the window of the thread that runs: its accesses before
+SYMMETRY = BASE + 55  # states that differ in names only are one
 FINE = BASE + 3  # every access is a step of its own: no reduction
 CHOICES = BASE + 4  # answers to what may go one way or the other, one bit each
 ASKED = BASE + 5  # how many of them the step has used

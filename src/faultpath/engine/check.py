@@ -120,6 +120,7 @@ class Check:
     """One design in one scenario.
 
     :param reduce: take steps together that others cannot tell apart
+    :param symmetry: take states for one that differ in the names of pages only, or in which of like threads is which
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Check:
         scenario: Scenario,
         *,
         reduce: bool = True,
+        symmetry: bool = True,
         timeouts: bool = True,
         replacements: Sequence[Source] = (),
         memory: int = 4 << 30,
@@ -136,6 +138,7 @@ class Check:
         self.design = design
         self.scenario = scenario
         self.reduce = reduce
+        self.symmetry = symmetry
         self.timeouts = timeouts
         self.memory = memory
         self.replacements = list(replacements)
@@ -209,6 +212,7 @@ class Check:
         w[arena.TIMEOUTS] = int(self.timeouts)
         w[arena.FAILURES] = self.scenario.failures
         w[arena.FINE] = int(not self.reduce)
+        w[arena.SYMMETRY] = int(self.symmetry)
         w[arena.THREADS] = len(self.threads)
         w[search.INVARIANTS] = self.native.address(check_state)
         w[search.FINAL] = self.native.address(check_final)

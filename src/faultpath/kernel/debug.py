@@ -31,6 +31,7 @@ from faultpath.engine.arena import (
     MAX_CLASSES,
     MAX_FREED,
     MAX_LOCKS,
+    MAX_THREADS,
     MEMORY,
     MMAP_LOCK_IN_CALLBACK,
     NOT_HELD,
@@ -57,6 +58,7 @@ from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, 
 from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import debug, ghost, heap, pagetable, time
 from faultpath.kernel.primitives.heap import GFP_ATOMIC
+from faultpath.kernel.primitives.pagetable import FRAME_SHIFT, VALID
 from faultpath.protocol.language import helper
 from faultpath.protocol.struct import ROLES
 
@@ -142,7 +144,7 @@ def pointed_to(w: Words, obj: int, end: int) -> int:
     while unit < limit:
         shadow = w[SHADOW + ((unit - ARENA) >> 3)]
         # Threads have no shadow; free places hold zeros.
-        if shadow & ALIVE or unit >= w[POOLS] + 6 * w[POOL]:
+        if shadow & ALIVE or unit >= w[POOLS] + MAX_THREADS * w[POOL]:
             for word in range(unit, unit + 8):
                 if w[word] >= obj and w[word] < end:
                     return 1
@@ -423,14 +425,20 @@ def device_closed(w: Words, device: int) -> int:
 
 @helper(replaces=pagetable.next_frame, raw=True)
 def next_frame(w: Words, addr: int) -> int:
-    """A page and how often it came in: what a page is called does not depend on who faulted first elsewhere."""
+    """A page by where it comes in and how many came in there before it, whatever happened elsewhere."""
     page = addr >> 12
-    place = GENERATION + page % PAGES
-    put(w, place, w[place] % 7 + 1)
-    return (page & 7) << 3 | w[place]
+    return (page & 7) << 3 | (w[GENERATION + page % PAGES] % 7 + 1)
 
 
-SETUP = [take_at_setup, give_back_at_setup, next_frame]
+@helper(replaces=pagetable.frame_comes_in, raw=True)
+def frame_comes_in(w: Words, addr: int, entry: int) -> int:
+    """It is in: the next one there has another name."""
+    if entry & VALID:
+        put(w, GENERATION + (addr >> 12) % PAGES, entry >> FRAME_SHIFT & 7)
+    return 0
+
+
+SETUP = [take_at_setup, give_back_at_setup, next_frame, frame_comes_in]
 
 HOOKS = [
     take,
@@ -452,4 +460,5 @@ HOOKS = [
     callback_stands,
     device_closed,
     next_frame,
+    frame_comes_in,
 ]
