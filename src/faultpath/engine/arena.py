@@ -45,7 +45,8 @@ LATE = BASE + 39  # the thread, counted from 1, whose last accesses come after t
 THREADS = BASE + 40  # how many there are, and of each its address
 RECORD = BASE + 41
 WINDOW_AT = BASE + 48  # of each place in the window of the thread that runs: its accesses before
-SYMMETRY = BASE + 55  # states that differ in names only are one
+LIKE = BASE + 56  # of each thread: the thread before it that runs the same on the same, counted from 1, or 0
+SWAPPED = BASE + 63  # like threads that changed places after the last step, as a mask of the later ones
 FINE = BASE + 3  # every access is a step of its own: no reduction
 CHOICES = BASE + 4  # answers to what may go one way or the other, one bit each
 ASKED = BASE + 5  # how many of them the step has used
@@ -68,6 +69,8 @@ DISJOINT = BASE + 24  # the design promises intervals that do not overlap
 RESULTS = BASE + 32  # of each thread: 1 if it ever returned 0 or more, 2 if it ever returned an error
 
 REGISTERS = BASE + 512  # of the thread that runs
+
+LOCK_AT = BASE + 576  # of each lock met: its address
 
 SEEN = BASE + 64  # of each counter: whether it was counted at all
 LOCK_CLASS = BASE + 256  # of each lock met: its class number

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 
 from faultpath.design import Design
 from faultpath.engine import arena, progress, search, world
@@ -95,6 +96,11 @@ def _searcher() -> Native:
     return Native(Program([search.search, search.rehash, search.run_thread, progress.livelock]))
 
 
+def like_of(alike: list[int], number: int) -> bool:
+    """Whether a later thread is like this one."""
+    return number + 1 in alike
+
+
 @dataclass
 class Verdict:
     """What a search found."""
@@ -110,7 +116,7 @@ class Verdict:
     path: list[tuple[int, int]] = field(default_factory=list)  # (thread, choices) of each step
     loop: list[int] = field(default_factory=list)  # the threads that then go round for ever, one step each
     late: int = -1  # the thread whose last accesses of its last step come after the path, and break the rule
-    searches: int = 1
+    searches: int = 0
     bound: str = ""
     results: list[int] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
@@ -200,6 +206,9 @@ class Check:
             w[search.DAEMON + number] = thread.routine.idle if call.protocol is worker else 0
             self.records.append(record)
             record += thread.routine.words
+        for number, like in enumerate(self._alike()):
+            w[arena.LIKE + number] = like
+            w[search.BIT + number] = 0 if like or like_of(self._alike(), number) else 1 << (arena.MAX_LOCKS + number)
         if record >= arena.SHADOW:
             raise FaultpathError("too much state", self.scenario.name, "fewer threads or pages")
         w[arena.LIMIT] = record
@@ -212,7 +221,6 @@ class Check:
         w[arena.TIMEOUTS] = int(self.timeouts)
         w[arena.FAILURES] = self.scenario.failures
         w[arena.FINE] = int(not self.reduce)
-        w[arena.SYMMETRY] = int(self.symmetry)
         w[arena.THREADS] = len(self.threads)
         w[search.INVARIANTS] = self.native.address(check_state)
         w[search.FINAL] = self.native.address(check_final)
@@ -223,6 +231,14 @@ class Check:
         w[search.FIRST_EDGE] = FIRST_EDGE
         w[search.EDGES] = EDGES
         self.first = self._state()
+
+    def _alike(self) -> list[int]:
+        """Of each thread the one before it that runs the same protocol on the same, counted from 1; 0 if there is none.
+
+        Threads that are alike must be neighbours.
+        """
+        same = [a.protocol is b.protocol and a.args == b.args for a, b in pairwise(self.calls)]
+        return [0, *(number if self.symmetry and alike else 0 for number, alike in enumerate(same, 1))]
 
     def _state(self) -> tuple[Words, Words]:
         return self.w[:64].copy(), self.w[arena.ARENA : arena.STATE_END].copy()
@@ -292,11 +308,33 @@ class Check:
         begin = time.perf_counter()
         verdict = Verdict()
         self._learn()
+        alike = any(self._alike())
+        why = self._explore(verdict, show, alike)
+        self._count(verdict)
+        if why == search.EXHAUSTED and alike:
+            # The progress pass needs the threads by their names.
+            why = self._explore(verdict, show, False)
+        if why == search.VIOLATED:
+            self._violated(verdict, int(self.w[world.STATUS]))
+        elif why != search.EXHAUSTED:
+            verdict.verdict, verdict.bound = "bounded", "memory"
+        elif (state := self._livelock()) is not None:
+            self.w[search.BAD_STATE], self.w[search.BAD_STEP] = state, -1
+            verdict.loop = self._way_round(state)
+            self._violated(verdict, arena.LIVELOCK)
+        verdict.seconds = time.perf_counter() - begin
+        return verdict
+
+    def _explore(self, verdict: Verdict, show: Callable[[int, int], None], symmetry: bool) -> int:
+        """Searches until one finds every word guarded that was taken for it; why that one stopped."""
         while True:
-            why = self._search(verdict, show)
-            if why is not None:
-                break
             verdict.searches += 1
+            why = self._search(show, symmetry)
+            if why is not None:
+                return why
+
+    def _count(self, verdict: Verdict) -> None:
+        """What the search has counted and met."""
         w = self.w
         verdict.states = int(w[search.FOUND])
         verdict.transitions = int(w[search.TRANSITIONS])
@@ -304,26 +342,18 @@ class Check:
         verdict.finished = int(w[search.FINISHED])
         verdict.results = [int(r) for r in w[arena.RESULTS : arena.RESULTS + len(self.threads)]]
         verdict.seen = {name for name, index in world.INDEX.items() if w[arena.SEEN + index - world.COUNTER]}
-        if why == search.VIOLATED:
-            verdict.verdict = "violated"
-            verdict.status, verdict.arg = int(w[world.STATUS]), int(w[world.STATUS_ARG])
-            verdict.path = self._path()
-            verdict.late = int(w[arena.LATE]) - 1
-            verdict.depth = len(verdict.path)
-        elif why != search.EXHAUSTED:
-            verdict.verdict = "bounded"
-            verdict.bound = "memory"
-        elif (state := self._livelock()) is not None:
-            verdict.verdict = "violated"
-            verdict.status = arena.LIVELOCK
-            verdict.loop = self._way_round(state)
-            w[search.BAD_STATE], w[search.BAD_STEP] = state, -1
-            verdict.path = self._path()
-            verdict.depth = len(verdict.path)
-        verdict.seconds = time.perf_counter() - begin
-        return verdict
 
-    def _search(self, verdict: Verdict, show: Callable[[int, int], None]) -> int | None:
+    def _violated(self, verdict: Verdict, status: int) -> None:
+        """A rule is broken, in the state and by the step that the search stopped at."""
+        verdict.verdict = "violated"
+        verdict.status, verdict.arg = status, int(self.w[world.STATUS_ARG])
+        verdict.late = int(self.w[arena.LATE]) - 1
+        verdict.path = self._path()
+        verdict.depth = len(verdict.path)
+        if self.w[search.SYMMETRY]:
+            self._name(verdict)
+
+    def _search(self, show: Callable[[int, int], None], symmetry: bool) -> int | None:
         """One search from the first state; None if a word taken for guarded was not."""
         w, functions = self.w, _searcher()
         self.reset()
@@ -334,6 +364,7 @@ class Check:
         w[search.TABLE], w[search.MASK] = table, entries - 1
         for word in COUNTS:
             w[word] = 0
+        w[search.SYMMETRY] = int(symmetry and any(self._alike()))
         w[search.FOUND] = 1
         w[search.LEVEL_END] = 1
         w[search.HASH] = 1
@@ -416,3 +447,21 @@ class Check:
             path.append((entry >> 12 & 15, entry & 0xFFF))
             state = entry >> 16
         return path[::-1]
+
+    def _name(self, verdict: Verdict) -> None:
+        """Like threads changed places on the way: from here on they keep their names."""
+        w = self.w
+        self.reset()
+        who = list(range(len(self.threads)))
+        path = verdict.path
+        verdict.path = []
+        for number, choices in path:
+            verdict.path.append((who[number], choices))
+            if self.step(number, choices) == STOPPED:
+                break
+            for other in range(1, len(who)):  # as put_in_order() did
+                if w[arena.SWAPPED] >> other & 1:
+                    who[other - 1], who[other] = who[other], who[other - 1]
+        if verdict.late >= 0:
+            verdict.late = who[verdict.late]
+        w[search.SYMMETRY] = 0

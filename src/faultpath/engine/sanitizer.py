@@ -28,11 +28,15 @@ from faultpath.engine.arena import (
     GUARDS,
     HELD_AT_EXIT,
     LATE,
+    LIKE,
     LOCK_BITS,
     LOG_TOP,
+    MAX_THREADS,
     MY_BIT,
     NULL_POINTER,
     OBJECTS,
+    POOL,
+    POOLS,
     PRIVATE,
     READ_GUARD,
     RECORD,
@@ -204,16 +208,29 @@ def window_used(w: Words, thread: int) -> int:
 
 
 @helper(raw=True)
+def guard_of(w: Words, addr: int) -> int:
+    """The word whose guards stand for an address's: of like threads' pools the first one's."""
+    if addr < w[POOLS] or addr >= w[POOLS] + MAX_THREADS * w[POOL]:
+        return addr
+    number = (addr - w[POOLS]) // w[POOL]
+    while w[LIKE + number]:
+        addr -= w[POOL] * (number + 1 - w[LIKE + number])
+        number = w[LIKE + number] - 1
+    return addr
+
+
+@helper(raw=True)
 def told(w: Words, addr: int, write: int, lost: int) -> int:
     """Whether others can tell an access of the running thread: 1; 0 if not; -1 if not but for frees of the object."""
-    if not unguarded(w, GUARD + addr, lost):
+    guard = guard_of(w, addr)
+    if not unguarded(w, GUARD + guard, lost):
         return 0
-    if unguarded(w, GUARD_ALIVE + addr, lost) and (write or not only_writers_hold(w, addr)):
+    if unguarded(w, GUARD_ALIVE + guard, lost) and (write or not only_writers_hold(w, guard)):
         return 1
     if addr < OBJECTS:
         return 0
     obj = w[SHADOW + ((addr - ARENA) >> 3)] >> 4
-    if w[GUARD + obj] & WRITTEN == 0 or in_window(w, w[THREAD], obj):
+    if w[GUARD + guard_of(w, obj)] & WRITTEN == 0 or in_window(w, w[THREAD], obj):
         return 0  # nobody frees it, or it is remembered already
     return -1 if window_room(w, w[THREAD]) else 1
 
@@ -225,8 +242,8 @@ def settle_access(w: Words, addr: int, write: int, lost: int) -> int:
     if tells == 1:
         w[VISIBLE] = 1
         return 0
-    if not write and unguarded(w, GUARD_ALIVE + addr, 0):
-        rely_on_writers(w, addr)
+    if not write and unguarded(w, GUARD_ALIVE + guard_of(w, addr), 0):
+        rely_on_writers(w, guard_of(w, addr))
     if tells and w[TAKEN]:
         room = window_room(w, w[THREAD])
         w[WINDOW_AT + room - w[THREAD] - WINDOW] = w[TAKEN]
@@ -238,18 +255,19 @@ def settle_access(w: Words, addr: int, write: int, lost: int) -> int:
 def note(w: Words, addr: int, write: int) -> int:
     """Remember an access of the running thread to a word of shared state."""
     lost = guards_lost(w, write)
-    lose(w, GUARD_ALIVE + addr, lost)
-    lose(w, GUARD + addr, lost)
+    guard = guard_of(w, addr)
+    lose(w, GUARD_ALIVE + guard, lost)
+    lose(w, GUARD + guard, lost)
     if write:
-        note_writer(w, addr)
+        note_writer(w, guard)
     return settle_access(w, addr, write, lost)
 
 
 @helper(raw=True)
 def note_count(w: Words, addr: int) -> int:
     """The running thread adds to or takes from a count that stays above zero: the order of such steps is all one."""
-    lose(w, GUARD_ALIVE + addr, COUNTED)
-    lose(w, GUARD + addr, COUNTED)
+    lose(w, GUARD_ALIVE + guard_of(w, addr), COUNTED)
+    lose(w, GUARD + guard_of(w, addr), COUNTED)
     return settle_access(w, addr, 1, COUNTED)
 
 
@@ -262,9 +280,10 @@ def note_free(w: Words, obj: int, words: int) -> int:
             w[LATE] = number + 1
             fail(w, USE_AFTER_FREE, obj)
     lost = guards_lost(w, 1)
-    if w[GUARD + obj] & WRITTEN == 0:
+    guard = guard_of(w, obj)
+    if w[GUARD + guard] & WRITTEN == 0:
         w[BROKEN] = 1  # until now nobody remembered accesses to it
-    for word in range(obj, obj + words):
+    for word in range(guard, guard + words):
         lose(w, GUARD + word, lost)
         if unguarded(w, GUARD + word, lost):
             w[VISIBLE] = 1

@@ -24,6 +24,7 @@ from faultpath.engine.arena import (
     LIMIT,
     LIST_ADD,
     LIST_DEL,
+    LOCK_AT,
     LOCK_CLASS,
     LOCK_ID,
     LOCK_ORDER,
@@ -225,6 +226,7 @@ def lock_number(w: Words, lock: int, role: int) -> int:
             fail(w, ARENA_FULL, lock)
         w[LOCKS] = number
         w[LOCK_ID + lock] = number
+        w[LOCK_AT + number] = lock
     known = 0
     while known < w[CLASSES] and w[CLASS_KEY + known] != role:
         known += 1
