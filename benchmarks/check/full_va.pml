@@ -87,12 +87,16 @@ again:
 	if
 	:: d_step { cpu[page] & VALID; pte = cpu[page] }
 	:: else ->
-		d_step {	/* under the PTE lock: somebody else may have been faster */
-			if
-			:: cpu[page] & VALID
-			:: else -> NEW_PTE(page)
-			fi
-		};
+		if	/* handle_pte_fault() looks for itself */
+		:: cpu[page] & VALID
+		:: else ->
+			d_step {	/* under the PTE lock: somebody else may have been faster */
+				if
+				:: cpu[page] & VALID
+				:: else -> NEW_PTE(page)
+				fi
+			}
+		fi;
 #ifdef NO_RECHECK
 		goto again
 #else

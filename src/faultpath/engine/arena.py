@@ -48,6 +48,7 @@ WINDOW_AT = BASE + 48  # of each place in the window of the thread that runs: it
 LIKE = BASE + 56  # of each thread: the thread before it that runs the same on the same, counted from 1, or 0
 SWAPPED = BASE + 63  # like threads that changed places after the last step, as a mask of the later ones
 FINE = BASE + 3  # every access is a step of its own: no reduction
+FORGETFUL = 2  # FINE: and who touches what need not be remembered
 CHOICES = BASE + 4  # answers to what may go one way or the other, one bit each
 ASKED = BASE + 5  # how many of them the step has used
 THREAD = BASE + 6  # the thread that runs

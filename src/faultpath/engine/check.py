@@ -220,7 +220,7 @@ class Check:
         w[arena.SPAN_END] = SPAN + self.scenario.pages * PAGE
         w[arena.TIMEOUTS] = int(self.timeouts)
         w[arena.FAILURES] = self.scenario.failures
-        w[arena.FINE] = int(not self.reduce)
+        w[arena.FINE] = 0 if self.reduce else arena.FORGETFUL
         w[arena.THREADS] = len(self.threads)
         w[search.INVARIANTS] = self.native.address(check_state)
         w[search.FINAL] = self.native.address(check_final)
@@ -307,7 +307,8 @@ class Check:
         """Explore everything."""
         begin = time.perf_counter()
         verdict = Verdict()
-        self._learn()
+        if self.reduce:
+            self._learn()
         alike = any(self._alike())
         why = self._explore(verdict, show, alike)
         self._count(verdict)

@@ -23,6 +23,7 @@ from faultpath.engine.arena import (
     BROKEN,
     COUNTED,
     FINE,
+    FORGETFUL,
     GUARD,
     GUARD_ALIVE,
     GUARDS,
@@ -78,7 +79,8 @@ def wake(w: Words, thread: int, count: int) -> int:
     for slot in range(count):
         w[REGISTERS + slot] = w[thread + HEADER + slot]
     for place in range(thread + WINDOW, thread + WINDOW + WINDOW_SIZE):
-        put(w, place, 0)
+        if w[place]:
+            put(w, place, 0)
     w[TAKEN] = 0
     return 0
 
@@ -87,7 +89,9 @@ def wake(w: Words, thread: int, count: int) -> int:
 def settle(w: Words, thread: int, count: int, mask: int) -> int:
     """A thread stops: the registers that matter here, one bit of ``mask`` each, are kept, the others zeroed."""
     for slot in range(count):
-        put(w, thread + HEADER + slot, w[REGISTERS + slot] if mask >> slot & 1 else 0)
+        value = w[REGISTERS + slot] if mask >> slot & 1 else 0
+        if value != w[thread + HEADER + slot]:
+            put(w, thread + HEADER + slot, value)
     return 0
 
 
@@ -254,6 +258,8 @@ def settle_access(w: Words, addr: int, write: int, lost: int) -> int:
 @helper(raw=True)
 def note(w: Words, addr: int, write: int) -> int:
     """Remember an access of the running thread to a word of shared state."""
+    if w[FINE] == FORGETFUL:
+        return 0
     lost = guards_lost(w, write)
     guard = guard_of(w, addr)
     lose(w, GUARD_ALIVE + guard, lost)
@@ -266,6 +272,8 @@ def note(w: Words, addr: int, write: int) -> int:
 @helper(raw=True)
 def note_count(w: Words, addr: int) -> int:
     """The running thread adds to or takes from a count that stays above zero: the order of such steps is all one."""
+    if w[FINE] == FORGETFUL:
+        return 0
     lose(w, GUARD_ALIVE + guard_of(w, addr), COUNTED)
     lose(w, GUARD + guard_of(w, addr), COUNTED)
     return settle_access(w, addr, 1, COUNTED)

@@ -205,8 +205,9 @@ class _StepEmitter(Emitter):
             case steps.End(value=value):
                 result = self.value(value)
                 if self.checked:
-                    self.invoke(sanitizer.thread_ends, [result])
-                self.write(RESULT, result)
+                    self.invoke(sanitizer.thread_ends, [result])  # notes it; a state does not remember it
+                else:
+                    self.write(RESULT, result)
                 self.save(-1, [])
                 self.put(f"ret i64 {ENDED}")
             case steps.Unbound():
