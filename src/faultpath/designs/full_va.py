@@ -86,22 +86,20 @@ def dmirror_range_fault(dmirror: Dmirror, addr: int, write: int) -> int:
     """dmirror_range_fault() and dmirror_do_fault() for one page."""
     mm = dmirror.mm
     mni = dmirror.notifier
-    tries = 0
     while not timed_out():
-        if tries:
-            count("fault_retries")
-        tries += 1
         seq = mmu_interval_read_begin(mni)
         down_read(mm.mmap_lock)
         pfn = hmm_range_fault(mm, mni, seq, addr, write)
         up_read(mm.mmap_lock)
         if pfn == -EBUSY:
+            count("fault_retries")
             continue
         if pfn < 0:
             return pfn
         mutex_lock(dmirror.mutex)
         if mmu_interval_read_retry(mni, seq):
             mutex_unlock(dmirror.mutex)
+            count("fault_retries")
             continue
         pt_set(dmirror.pt, addr, pfn)
         mutex_unlock(dmirror.mutex)

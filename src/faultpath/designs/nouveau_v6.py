@@ -230,11 +230,7 @@ def nouveau_svmm_interval_find(svmm: Svmm, start: int) -> int:
 def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
     """nouveau_range_fault(): read_begin may sleep, under mmap_sem."""
     mm = svmm.mm
-    tries = 0
     while not timed_out():
-        if tries:
-            count("fault_retries")
-        tries += 1
         down_read(mm.mmap_lock)
         found = nouveau_svmm_interval_find(svmm, addr)
         if found < 0:
@@ -245,6 +241,7 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
         pfn = hmm_range_fault(mm, mni, seq, addr, write)
         up_read(mm.mmap_lock)
         if pfn == -EBUSY:
+            count("fault_retries")
             continue
         if pfn < 0:
             return pfn
@@ -255,6 +252,7 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
             mutex_unlock(svmm.mutex)
             return 0
         mutex_unlock(svmm.mutex)
+        count("fault_retries")
     return -EBUSY
 
 

@@ -438,16 +438,13 @@ def ib_umem_odp_map_dma_and_lock(umem: Umem, addr: int, access: int) -> int:
     mm = umem.mm
     if not mmget_not_zero(mm):
         return -EINVAL
-    tries = 0
     while True:
-        if tries:
-            count("fault_retries")
-        tries += 1
         seq = mmu_interval_read_begin(umem)
         down_read(mm.mmap_lock)
         pfn = hmm_range_fault(mm, umem, seq, addr, access & ODP_WRITE_ALLOWED)
         up_read(mm.mmap_lock)
         if pfn == -EBUSY and not timed_out():
+            count("fault_retries")
             continue
         if pfn < 0:
             mmput_async(mm)
@@ -455,6 +452,7 @@ def ib_umem_odp_map_dma_and_lock(umem: Umem, addr: int, access: int) -> int:
         mutex_lock(umem.umem_mutex)
         if mmu_interval_read_retry(umem, seq):
             mutex_unlock(umem.umem_mutex)
+            count("fault_retries")
             continue
         break
     # ib_umem_odp_map_dma_single_page(): what is mapped already keeps its address

@@ -39,14 +39,16 @@ from faultpath.kernel.threads import worker
 from faultpath.protocol.language import Protocol
 from faultpath.protocol.native import STOPPED
 from faultpath.protocol.program import Program, Source
-from faultpath.protocol.resumable import CHECKED, checked_module
+from faultpath.protocol.resumable import BLOCKED, CHECKED, checked_module
 from faultpath.scenario import DEVICE, MM, OTHER, PAGE, SPAN, Argument, Call, Scenario
 
 FIRST_TABLE = 1 << 16  # entries of the hash table to begin with
 LEAF_BITS = 6  # a page-table leaf holds every page of a scenario
 TASK_SIZE = PAGE << LEAF_BITS
 POOL_WORDS = 512  # what one thread may have allocated at a time
-WALKS = 64  # random executions that tell which words are shared before the search begins
+WALKS = 48  # random executions at a time that tell which words are shared before the search begins
+MAX_WALKS = 10 * WALKS
+MAX_WALK_STEPS = 5000
 
 # Words of address space for the search's own tables: states, the queue, the hash table, edges of the graph.
 MAX_STATES = 1 << 26
@@ -258,40 +260,46 @@ class Check:
         return _searcher().call_raw(search.run_thread, self.w, number, choices)
 
     def _learn(self) -> None:
-        """Some random executions, to know most of the shared words before the search relies on the others."""
+        """Random executions, until they tell nothing new: the search begins anew for each word that they missed."""
         w, draw = self.w, random.Random(1)
         fine, w[arena.FINE] = int(w[arena.FINE]), 1
-        for _ in range(WALKS):
-            self.reset()
-            alive = list(range(len(self.threads)))
-            burst, steps = 0, 0
-            number = 0
-            while alive and steps < 5000:
-                steps += 1
-                if burst == 0:
-                    number = draw.choice(alive)
-                    burst = draw.choice((1, 2, 5, 20))
-                burst -= 1
-                result = self.step(number, draw.getrandbits(8) & draw.getrandbits(8) & draw.getrandbits(8))
-                if result == STOPPED:
-                    break
-                if result == 1:
-                    self.undo()
-                    burst = 0
-                    waiting = [n for n in alive if self._blocked(n)]
-                    if len(waiting) == len(alive):
-                        break
-                elif w[self.records[number] + PC] == -1:
-                    alive.remove(number)
-                    burst = 0
+        for _ in range(MAX_WALKS // WALKS):
+            w[arena.BROKEN] = 0
+            for _ in range(WALKS):
+                self.reset()
+                self._walk(draw)
+            if not w[arena.BROKEN]:
+                break
         w[arena.FINE] = fine
         w[arena.BROKEN] = 0
         self.reset()
 
+    def _walk(self, draw: random.Random) -> None:
+        """One execution, threads taking turns of random length, to its end or where it can go no further."""
+        alive = list(range(len(self.threads)))
+        turn, number = 0, 0
+        for _ in range(MAX_WALK_STEPS):
+            if turn == 0:
+                number, turn = draw.choice(alive), draw.choice((1, 2, 5, 20))
+            turn -= 1
+            result = self.step(number, draw.getrandbits(8) & draw.getrandbits(8) & draw.getrandbits(8))
+            if result == STOPPED:
+                return
+            if result == BLOCKED:
+                self.undo()
+                turn = 0
+                if all(map(self._blocked, alive)):
+                    return
+            elif self.w[self.records[number] + PC] == -1:
+                alive.remove(number)
+                turn = 0
+            if not alive:
+                return
+
     def _blocked(self, number: int) -> bool:
         result = self.step(number, 0)
         self.undo()
-        return result == 1
+        return result == BLOCKED
 
     def undo(self) -> None:
         """Take the last step back."""
