@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import linecache
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from faultpath.engine import arena
+from faultpath.engine import arena, search, world
 from faultpath.engine.check import Check, Verdict
-from faultpath.engine.thread import HEADER, PC
+from faultpath.engine.names import Names, event
+from faultpath.engine.thread import HEADER, PC, START
+from faultpath.kernel.mmu_notifier import Range
+from faultpath.kernel.primitives import ghost
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Primitive
 from faultpath.protocol.native import STOPPED
-from faultpath.protocol.struct import Embedded, Struct
+from faultpath.protocol.resumable import BLOCKED
+from faultpath.protocol.struct import PageTable
+
+Path = Sequence[tuple[int, int]]  # (thread, choices) of each step
+
+LOCKING = {
+    "mutex_lock", "mutex_trylock", "mutex_unlock", "spin_lock", "spin_unlock", "down_read", "down_read_trylock",
+    "up_read", "down_write", "up_write", "downgrade_write",
+}  # fmt: skip
+FREEING = {"_kfree", "_off_stack"}
 
 
 @dataclass(frozen=True)
@@ -21,171 +33,276 @@ class Step:
     """One access.
 
     :ivar thread: number of the thread
-    :ivar macro: which step of the search it is part of; those of one macro step no other thread can tell apart
+    :ivar choices: what went which way in it, one bit each
     :ivar frames: the calls that led to it, outermost first: (function, file name, line)
-    :ivar kind: "read", "write", "call" (a primitive) or "wait" (a guard that holds)
-    :ivar text: what is done, objects by name: ``mutex_lock(svmm.mutex)``, ``A.invalidate_seq -> 3``
-    :ivar writes: words of objects that it changed: (name, before, after)
+    :ivar kind: "read", "write", "call" (a primitive), "wait" (a guard that holds) or "note" (how an invalidation stands)
+    :ivar text: what is done, objects by name: ``mutex_lock(svmm.mutex)``, ``subscriptions.invalidate_seq = 3``
+    :ivar changes: words of objects that it changed: (name, before, after)
     :ivar lock: the name of the lock that is taken or given up, or ""
-    :ivar visible: other threads can tell
+    :ivar freed: address of the object that is freed, or 0
+    :ivar reads: words of objects that others know, read
+    :ivar written: the same, written
+    :ivar telling: to be shown whatever others do: it changes a page table, or goes one of several ways
     :ivar fatal: here the rule is broken
     """
 
     thread: int
-    macro: int
+    choices: int
     frames: tuple[tuple[str, str, int], ...]
     kind: str
     text: str
-    writes: tuple[tuple[str, int, int], ...]
-    lock: str
-    visible: bool
+    changes: tuple[tuple[str, str, str], ...] = ()
+    lock: str = ""
+    freed: int = 0
+    reads: frozenset[int] = frozenset()
+    written: frozenset[int] = frozenset()
+    telling: bool = False
     fatal: bool = False
 
 
-LOCKING = {
-    "mutex_lock", "mutex_trylock", "mutex_unlock", "spin_lock", "spin_unlock", "down_read", "down_read_trylock",
-    "up_read", "down_write", "up_write", "downgrade_write",
-}  # fmt: skip
+class Astray(Exception):
+    """A path that this program does not take: a thread of it waits, or has ended."""
+
+
+def thread_names(check: Check) -> list[str]:
+    """``CPU0 fault``, ``CPU1 munmap``, ..."""
+    return [call.name if call.name == "kworker" else f"CPU{n} {call.name}" for n, call in enumerate(check.calls)]
+
+
+def names_of(check: Check) -> Names:
+    """Names of everything in the check's world as it is now."""
+    modules = {f.__module__ for thread in check.threads for f in thread.program.functions}
+    tables = [check.design.driver(), *check.design.ops]
+    numbers = {int(ops): next((n for n, v in _globals(check) if v is ops), "driver") for ops in tables}
+    return Names(check.w, thread_names(check), numbers, modules)
+
+
+def _globals(check: Check) -> list[tuple[str, Any]]:
+    """What the design's file calls things."""
+    return list(check.design.fault.fn.__globals__.items())
+
+
+def registers_of(check: Check, number: int) -> dict[str, int]:
+    """What a thread's registers hold: of those that share a slot, the ones that matter where it is."""
+    record, code = check.records[number], check.threads[number].routine.code
+    live = code.live.get(int(check.w[record + PC]), ())
+    return {name: int(check.w[record + HEADER + code.slots[name]]) for name in [*code.slots, *live]}
 
 
 def trail(check: Check, verdict: Verdict) -> list[Step]:
-    """Every access of the counterexample of a search that has just ended."""
-    return list(_Trail(check).steps(verdict))
+    """Every access of the counterexample of a search that has just ended; the world is then where it ends."""
+    return follow(check, verdict)[0]
+
+
+def follow(check: Check, verdict: Verdict) -> tuple[list[Step], Names]:
+    """The same, and the names in it."""
+    walk = _Trail(check)
+    return walk.all(walk.coarse(verdict.path)), walk.names
+
+
+def retrace(check: Check, path: Path) -> tuple[list[Step], Names]:
+    """Every access of an execution given access by access, and the names in it.
+
+    :raises Astray: the program does not take that path
+    """
+    walk = _Trail(check)
+    return walk.all(walk.fine(path)), walk.names
+
+
+def stuck(check: Check) -> bool:
+    """Whether no thread can take a step from the state in the world."""
+    for number, record in enumerate(check.records):
+        if check.w[record + PC] != -1:
+            result = check.step(number, 0)
+            check.undo()
+            if result != BLOCKED:
+                return False
+    return True
+
+
+def over(check: Check) -> bool:
+    """Whether every thread has ended, and workers wait for work."""
+    places = [(int(check.w[record + PC]), int(check.w[search.DAEMON + n])) for n, record in enumerate(check.records)]
+    return stuck(check) and all(pc == -1 or (daemon and pc in (daemon, START)) for pc, daemon in places)
 
 
 class _Trail:
     def __init__(self, check: Check) -> None:
         self.check = check
         self.w = check.w
-        self.names: dict[int, str] = {}  # of objects, by address
-        self.letters: dict[str, int] = {}
-
-    def steps(self, verdict: Verdict) -> Iterator[Step]:
-        check, w = self.check, self.w
         check.reset()
+        self.names = names_of(check)
+        # Who touched what, cleared before each access: afterwards it tells what that one touched.
+        self.guards = self.w[arena.GUARD + arena.ARENA : arena.GUARD + arena.STATE_END]
+        self.known = self.guards.copy()
+
+    def all(self, walk: Iterator[Step]) -> list[Step]:
+        """The whole of a walk; then all is as it was, but for the state."""
+        w = self.w
         fine = int(w[arena.FINE])
-        for macro, (number, choices) in enumerate(verdict.path):
+        try:
+            return list(walk)
+        finally:
+            w[arena.FINE] = fine
+            self.guards[:] = self.known
+
+    def coarse(self, path: Path) -> Iterator[Step]:
+        """Steps of the search, each taken apart."""
+        check, w = self.check, self.w
+        for number, choices in path:
             w[arena.FINE] = 0 if check.reduce else 1
+            self.guards[:] = self.known
             result = check.step(number, choices)
-            taken = int(w[arena.TAKEN]) + (1 if result == STOPPED else 0)
+            taken = int(w[arena.TAKEN]) + (1 if result == STOPPED and int(w[world.STATUS]) != arena.SPINS else 0)
+            status, arg = int(w[world.STATUS]), int(w[world.STATUS_ARG])
             check.undo()
-            w[arena.FINE] = 1
-            for nth in range(taken):
-                before = self.registers(number)
-                at = int(w[check.records[number] + PC])
-                result = check.step(number, choices)
-                instruction = self.instruction(number, at, result)
+            seen = set()
+            for _ in range(taken):
+                step = self.access(number, choices)
                 choices >>= int(w[arena.ASKED])
-                yield self.step(number, macro, instruction, before, nth == 0, result == STOPPED)
-                if result == STOPPED:
+                yield step
+                if step.fatal:
                     break
-                w[arena.LOG_TOP] = arena.LOG
-        w[arena.FINE] = fine
+                if status == arena.SPINS and result == STOPPED:
+                    # A loop: once round is enough.
+                    state = bytes(w[check.records[number] : check.records[number] + 256].data)
+                    if state in seen:
+                        break
+                    seen.add(state)
+            if result == STOPPED:
+                w[world.STATUS], w[world.STATUS_ARG] = status, arg
 
-    def instruction(self, number: int, at: int, result: int) -> int:
-        """The instruction that ran: the one the thread stood at, or the one that it came to first."""
-        return at if at >= 0 else (0 if result == STOPPED else int(self.w[arena.AT]))
+    def fine(self, path: Path) -> Iterator[Step]:
+        for number, choices in path:
+            if not 0 <= number < len(self.check.threads) or self.w[self.check.records[number] + PC] == -1:
+                raise Astray
+            yield self.access(number, choices)
 
-    def registers(self, number: int) -> dict[str, int]:
-        record, code = self.check.records[number], self.check.threads[number].routine.code
-        return {name: int(self.w[record + HEADER + slot]) for name, slot in code.slots.items()} | {
-            name: int(self.w[record + HEADER + slot])
-            for name, slot in code.slots.items()
-            if name in code.live.get(int(self.w[record + PC]), ())
-        }
+    def access(self, number: int, choices: int) -> Step:
+        """Take one access, and tell of it."""
+        check, w = self.check, self.w
+        w[arena.FINE] = 1
+        registers = registers_of(check, number)
+        at = int(w[check.records[number] + PC])
+        self.guards[:] = 0
+        w[arena.LOG_TOP] = arena.LOG
+        w[world.STATUS] = 0
+        result = check.step(number, choices)
+        if result == BLOCKED:
+            raise Astray
+        if at == START:
+            at = int(w[arena.AT]) if result != STOPPED else self.first(number)
+        self.names.learn()
+        step = self.step(number, at, registers, choices & ((1 << int(w[arena.ASKED])) - 1), result == STOPPED)
+        w[arena.LOG_TOP] = arena.LOG
+        return step
 
-    def step(self, number: int, macro: int, at: int, registers: dict[str, int], visible: bool, fatal: bool) -> Step:
+    def first(self, number: int) -> int:
+        """The first instruction of a thread that is a step."""
         code = self.check.threads[number].routine.code
+        return next(i for i, instruction in enumerate(code.instructions) if isinstance(instruction, steps.STEPS))
+
+    def touched(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Words that the access read and wrote, of objects that others know."""
+        words = self.guards.nonzero()[0]
+        written = self.guards[words] & arena.WRITTEN != 0
+        return frozenset((words[~written] + arena.ARENA).tolist()), frozenset((words[written] + arena.ARENA).tolist())
+
+    def step(self, number: int, at: int, registers: dict[str, int], choices: int, fatal: bool) -> Step:
+        names, code = self.names, self.check.threads[number].routine.code
         instruction = code.instructions[at]
-        lock = ""
+        lock, freed, telling = "", 0, choices != 0
         match instruction:
             case steps.Load(address=address):
                 where = evaluate(address, registers)
-                kind, text = "read", f"{self.name(where)} -> {self.number(int(self.w[where]))}"
+                now = "" if fatal else f" -> {names.held(where, int(self.w[where]))}"
+                kind, text = "read", f"{'read ' if fatal else ''}{names.word(where)}{now}"
             case steps.Store(address=address, value=value):
                 where = evaluate(address, registers)
-                kind, text = "write", f"{self.name(where)} = {self.number(evaluate(value, registers))}"
-            case steps.Invoke(target=target, args=args):
+                kind, text = "write", f"{names.word(where)} = {names.held(where, evaluate(value, registers))}"
+            case steps.Invoke(to=to, target=target, args=args):
                 values = [evaluate(a, registers) for a in args]
-                kind, text = "call", f"{target.__name__}({', '.join(self.arguments(target, values))})"
+                kind, text = self.call(target, values)
                 if target.__name__ in LOCKING:
-                    lock = self.name(values[0])
+                    lock = names.word(values[0])
+                if target.__name__ in FREEING:
+                    freed = values[0]
+                if to and not fatal and not target.blocks:
+                    text += f" -> {names.gave(target, int(self.w[arena.GAVE]))}"
+                tables = any(issubclass(t, PageTable) for _, t in target.parameters)
+                telling = telling or kind == "note" or (tables and any(True for _ in names.changes()))
             case _:
-                kind, text = "wait", "wait until the condition holds"
+                protocol, line = code.frames[at][-1]
+                kind, text = "wait", linecache.getline(protocol.fn.__code__.co_filename, line).strip()
+        reads, written = self.touched()
         return Step(
             thread=number,
-            macro=macro,
+            choices=choices,
             frames=tuple((p.__name__, p.fn.__code__.co_filename, line) for p, line in code.frames[at]),
             kind=kind,
             text=text,
-            writes=tuple(self.writes()),
+            changes=() if freed else tuple(names.changes()),
             lock=lock,
-            visible=visible,
+            freed=freed,
+            reads=reads,
+            written=written,
+            telling=telling,
             fatal=fatal,
         )
 
-    def arguments(self, target: Primitive, values: list[int]) -> list[str]:
-        shown = values[: len(target.parameters)]
-        return [self.number(v) for v in shown]
-
-    def writes(self) -> Iterator[tuple[str, int, int]]:
-        """What the step in the log changed in objects, each word once."""
-        w = self.w
-        before: dict[int, int] = {}
-        for entry in range(arena.LOG, int(w[arena.LOG_TOP]), 2):
-            before.setdefault(int(w[entry]), int(w[entry + 1]))
-        for addr, old in before.items():
-            if arena.OBJECTS <= addr < int(w[arena.POOLS]) + arena.MAX_THREADS * int(w[arena.POOL]) and old != w[addr]:
-                yield self.name(addr), old, int(w[addr])
-
-    def number(self, value: int) -> str:
-        """A value: a pointer by the name of what it points to, an address of a page in hexadecimal."""
-        if arena.OBJECTS <= value < arena.SHADOW:
-            return self.name(value)
-        return hex(value) if value >= 4096 else str(value)
-
-    def name(self, addr: int) -> str:
-        """A word's name: the object and the field it is in."""
-        if not arena.OBJECTS <= addr < arena.SHADOW:
-            return self.number(addr) if not arena.OBJECTS <= addr < arena.SHADOW else hex(addr)
-        shadow = int(self.w[arena.SHADOW + ((addr - arena.ARENA) >> 3)])
-        start = shadow >> 4 if shadow else addr & ~7
-        struct = structures().get(int(self.w[start]) >> 8)
-        name = self.object(start, struct)
-        if addr == start:
-            return name
-        return f"{name}.{field_at(struct, addr - start)}"
-
-    def object(self, start: int, struct: type[Struct] | None) -> str:
-        if start not in self.names:
-            kind = struct.__name__ if struct else "table"
-            self.letters[kind] = self.letters.get(kind, 0) + 1
-            self.names[start] = kind if self.letters[kind] == 1 else f"{kind}#{self.letters[kind]}"
-        return self.names[start]
+    def call(self, target: Primitive, values: list[int]) -> tuple[str, str]:
+        """Kind and text of a primitive's call; what only the checker wants to know says how an invalidation stands."""
+        if target is ghost.range_starting:
+            start, end, what = (
+                int(self.w[values[0] + Range.fields[name].offset]) for name in ("start", "end", "event")
+            )
+            return "note", f"invalidate_range_start [{start:#x}, {end:#x}) {event(what)}"
+        if target is ghost.range_started:
+            return "note", "invalidate_range_start returns"
+        if target is ghost.range_over:
+            return "note", "invalidate_range_end"
+        return "call", self.names.call(target, values)
 
 
-def field_at(struct: type[Struct] | None, offset: int) -> str:
-    """The field that a word of a structure belongs to."""
-    for field in reversed(list(struct.fields.values())) if struct else ():
-        if field.offset <= offset:
-            words = field.type.words if issubclass(field.type, Embedded) else 1
-            if offset < field.offset + words:
-                return field.name
-    return str(offset)
+def telling(found: Sequence[Step], blamed: int = 0) -> list[bool]:
+    """Which steps tell the story.
+
+    What is written where others see it; reads of words that another thread writes; locks that two threads use, unless
+    nothing happens while they are held; phases of invalidations; what goes one of several ways.
+
+    :param blamed: the word that the verdict is about
+    """
+    writers: dict[int, set[int]] = {}
+    users: dict[str, set[int]] = {}
+    for step in found:
+        for word in step.written:
+            writers.setdefault(word, set()).add(step.thread)
+        users.setdefault(step.lock, set()).add(step.thread)
+
+    def matters(step: Step) -> bool:
+        if step.lock and not step.fatal:
+            return len(users[step.lock]) > 1
+        read = any(writers.get(word, set()) - {step.thread} for word in step.reads)
+        return step.fatal or step.telling or bool(step.written) or read or blamed in step.reads
+
+    tells = [matters(step) for step in found]
+    for first, last in _sections(found):
+        inside = range(first + 1, last)
+        if all(found[n].thread == found[first].thread and not tells[n] for n in inside) and not found[last].fatal:
+            tells[first] = tells[last] = False
+    return tells
 
 
-@cache
-def structures() -> dict[int, type[Struct]]:
-    """Every structure, by the tag that its objects carry."""
-    found: dict[int, type[Struct]] = {}
-
-    def visit(struct: type[Struct]) -> None:
-        for sub in struct.__subclasses__():
-            found[sub.tag()] = sub
-            visit(sub)
-
-    visit(Struct)
-    return found
+def _sections(found: Sequence[Step]) -> Iterator[tuple[int, int]]:
+    """Where a lock is taken, and where the same thread does the next thing to it: innermost sections first."""
+    taken: dict[tuple[int, str], int] = {}
+    for number, step in enumerate(found):
+        if step.lock:
+            first = taken.pop((step.thread, step.lock), None)
+            if first is None:
+                taken[step.thread, step.lock] = number
+            else:
+                yield first, number
 
 
 def evaluate(expr: ir.Expr, registers: dict[str, int]) -> int:
