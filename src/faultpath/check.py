@@ -139,6 +139,7 @@ def _result(checked: Check, said: str, verdict: Verdict, limit: str | None) -> D
     return {
         "verdict": said,
         "property": None,
+        "rule": None,
         "message": message,
         "bounds": {
             "limit": limit,
@@ -184,6 +185,7 @@ def _counterexample(checked: Check, name: str, steps: Sequence[Step], names: Nam
     threads = thread_names(checked)
     return {
         "property": VIOLATIONS[status][0],
+        "rule": VIOLATIONS[status][1],
         "message": blame.message(checked, names, steps, status, arg),
         "replay": None if status in ENDLESS else encode(steps, _seal(name, checked.scenario)),
         "counterexample": [

@@ -77,6 +77,8 @@ def problem(scenario: object) -> str:
         return f"{type(scenario).__name__} is no Scenario"
     if not isinstance(scenario.name, str) or not scenario.name.isprintable() or not scenario.name:
         return f"{scenario.name!r} is no name"
+    if not isinstance(scenario.setup, list | tuple) or not isinstance(scenario.threads, list | tuple):
+        return f"{scenario.name}: setup and threads are lists"
     if not 1 <= len(scenario.threads) <= MAX_THREADS - 1:
         return f"{scenario.name}: from 1 to {MAX_THREADS - 1} threads"
     for name, least, most in (("pages", 1, MAX_PAGES), ("devices", 1, MAX_DEVICES), ("failures", 0, 8)):

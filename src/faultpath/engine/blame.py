@@ -80,18 +80,19 @@ def page_state(check: Check, page: int) -> Iterator[str]:
     """What the CPU's and the devices' page tables say of a page, and which invalidations of it are under way."""
     w = check.w
     cpu = pagetable.get(w, check.mm + Mm.fields["pt"].offset, page)
-    devices = [d for n, d in enumerate(check.devices) if not w[arena.CLOSED] >> n & 1]
-    for number, device in enumerate(devices):
-        current.w, current.program = w, None
-        which = f"device {number} " if len(devices) > 1 else "device "
-        yield f"page {page:#x}: {which}PTE {entry(int(check.design.walk(device, page)))}, CPU PTE {entry(cpu)}"
+    current.w, current.program = w, None
+    entries = [int(check.design.walk(device, page)) for device in check.devices]
+    for number, found in enumerate(entries):
+        if found & pagetable.VALID and not w[arena.CLOSED] >> number & 1:
+            which = f"device {number}" if len(entries) > 1 else "device"
+            yield f"page {page:#x}: {which} PTE {entry(found)}, CPU PTE {entry(cpu)}"
     for number, name in enumerate(thread_names(check)):
         for nth in (2 * number, 2 * number + 1):
             slot = arena.RANGES + nth * arena.RANGE_WORDS
             start, end, phase = (int(word) for word in w[slot + 1 : slot + 4])
             if phase and start <= page < end:
                 stands = "range_start has returned" if phase == arena.STARTED else "range_start runs"
-                yield f"invalidation [{start:#x}, {end:#x}) of {name} under way, {stands}"
+                yield f"invalidation {start:#x}-{end:#x} of {name} under way, {stands}"
 
 
 def _lock_class(check: Check, known: int) -> str:

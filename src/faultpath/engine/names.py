@@ -18,6 +18,7 @@ from faultpath.trace.ops import Event
 
 ERRORS = {value: name for name, value in vars(errno).items() if name.startswith("E")}
 HEXADECIMAL_FROM = 4096  # addresses of pages begin here
+TREE_FIELDS = {"rb_parent_color", "rb_left", "rb_right", "subtree_last"}  # how a tree looks inside
 LOCKS = ("Mutex", "SpinLock", "RwSem")
 
 
@@ -145,7 +146,7 @@ class Names:
                 continue
             if table := self.leaf(addr):
                 yield from self.entries(table, addr, found, old, now)
-            elif self.field_at(addr):
+            elif (field := self.field_at(addr)) and field.name not in TREE_FIELDS:
                 yield self.word(addr), self.held(addr, old), self.held(addr, now)
 
     def entries(self, table: str, addr: int, leaf: Object, old: int, now: int) -> Iterator[tuple[str, str, str]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from faultpath.engine import arena, search, world
@@ -12,7 +14,7 @@ from faultpath.engine.check import Check, Verdict
 from faultpath.engine.names import Names, event
 from faultpath.engine.thread import HEADER, PC, START
 from faultpath.kernel.mmu_notifier import Range
-from faultpath.kernel.primitives import ghost
+from faultpath.kernel.primitives import atomic, ghost
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Primitive
 from faultpath.protocol.native import STOPPED
@@ -35,7 +37,8 @@ class Step:
     :ivar thread: number of the thread
     :ivar choices: what went which way in it, one bit each
     :ivar frames: the calls that led to it, outermost first: (function, file name, line)
-    :ivar kind: "read", "write", "call" (a primitive), "wait" (a guard that holds) or "note" (how an invalidation stands)
+    :ivar kind: "read", "write", "call" (a primitive), "count" (one that counts references), "wait" (a guard that holds)
+        or "note" (how an invalidation stands)
     :ivar text: what is done, objects by name: ``mutex_lock(svmm.mutex)``, ``subscriptions.invalidate_seq = 3``
     :ivar changes: words of objects that it changed: (name, before, after)
     :ivar lock: the name of the lock that is taken or given up, or ""
@@ -73,13 +76,9 @@ def names_of(check: Check) -> Names:
     """Names of everything in the check's world as it is now."""
     modules = {f.__module__ for thread in check.threads for f in thread.program.functions}
     tables = [check.design.driver(), *check.design.ops]
-    numbers = {int(ops): next((n for n, v in _globals(check) if v is ops), "driver") for ops in tables}
+    known = check.design.fault.fn.__globals__
+    numbers = {int(ops): next((n for n, v in known.items() if v is ops), check.design.name) for ops in tables}
     return Names(check.w, thread_names(check), numbers, modules)
-
-
-def _globals(check: Check) -> list[tuple[str, Any]]:
-    """What the design's file calls things."""
-    return list(check.design.fault.fn.__globals__.items())
 
 
 def registers_of(check: Check, number: int) -> dict[str, int]:
@@ -241,7 +240,7 @@ class _Trail:
             frames=tuple((p.__name__, p.fn.__code__.co_filename, line) for p, line in code.frames[at]),
             kind=kind,
             text=text,
-            changes=() if freed else tuple(names.changes()),
+            changes=() if freed or lock else tuple(dict.fromkeys(names.changes())),
             lock=lock,
             freed=freed,
             reads=reads,
@@ -256,19 +255,21 @@ class _Trail:
             start, end, what = (
                 int(self.w[values[0] + Range.fields[name].offset]) for name in ("start", "end", "event")
             )
-            return "note", f"invalidate_range_start [{start:#x}, {end:#x}) {event(what)}"
+            return "note", f"invalidate_range_start {start:#x}-{end:#x} {event(what)}"
         if target is ghost.range_started:
             return "note", "invalidate_range_start returns"
         if target is ghost.range_over:
             return "note", "invalidate_range_end"
-        return "call", self.names.call(target, values)
+        counting = target.__module__ == atomic.__name__ or target.__name__.startswith("refcount_")
+        return "count" if counting else "call", self.names.call(target, values)
 
 
 def telling(found: Sequence[Step], blamed: int = 0) -> list[bool]:
     """Which steps tell the story.
 
-    What is written where others see it; reads of words that another thread writes; locks that two threads use, unless
-    nothing happens while they are held; phases of invalidations; what goes one of several ways.
+    What is written where others see it; reads of words that another thread writes, but not again in the same call
+    while they stay as they are; locks that two threads use, unless nothing happens while they are held; phases of
+    invalidations; what goes one of several ways. Reference counts only where two threads meet at one.
 
     :param blamed: the word that the verdict is about
     """
@@ -277,20 +278,39 @@ def telling(found: Sequence[Step], blamed: int = 0) -> list[bool]:
     for step in found:
         for word in step.written:
             writers.setdefault(word, set()).add(step.thread)
-        users.setdefault(step.lock, set()).add(step.thread)
+        users.setdefault(_class(step.lock), set()).add(step.thread)
+    changed: dict[int, int] = {}  # when each word was last written
+    known: dict[tuple[tuple[object, ...], int], int] = {}  # when a call last touched a word
 
-    def matters(step: Step) -> bool:
+    def matters(number: int, step: Step) -> bool:
+        call = (step.thread, *step.frames[:-1], step.frames[-1][0])
+        read = any(
+            word == blamed
+            or (writers.get(word, set()) - {step.thread} and known.get((call, word), -1) < changed.get(word, 0))
+            for word in step.reads
+        )
+        for word in step.reads | step.written:
+            known[call, word] = number
+        changed.update(dict.fromkeys(step.written, number))
         if step.lock and not step.fatal:
-            return len(users[step.lock]) > 1
-        read = any(writers.get(word, set()) - {step.thread} for word in step.reads)
-        return step.fatal or step.telling or bool(step.written) or read or blamed in step.reads
+            return len(users[_class(step.lock)]) > 1
+        others = any(writers[word] - {step.thread} for word in step.written)
+        return step.fatal or step.telling or read or others or (bool(step.written) and step.kind != "count")
 
-    tells = [matters(step) for step in found]
+    tells = [matters(number, step) for number, step in enumerate(found)]
+    for number, (here, after) in enumerate(pairwise(found)):
+        if (here.kind, after.kind) == ("read", "write") and here.frames == after.frames and here.reads <= after.written:
+            tells[number] = False  # x += 1: the write says it all
     for first, last in _sections(found):
         inside = range(first + 1, last)
         if all(found[n].thread == found[first].thread and not tells[n] for n in inside) and not found[last].fatal:
             tells[first] = tells[last] = False
     return tells
+
+
+def _class(lock: str) -> str:
+    """A lock's name without the number of the object: that somebody takes another one of its kind tells much, too."""
+    return re.sub("#[0-9]+", "", lock)
 
 
 def _sections(found: Sequence[Step]) -> Iterator[tuple[int, int]]:

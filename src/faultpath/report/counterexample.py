@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from typing import Any
 
 COLUMN = 49  # two of them and the gap between: 100
@@ -48,21 +47,26 @@ def _cell(step: dict[str, Any], last: dict[str, tuple[str, str]], room: int, ful
         last[step["thread"]] = (step["function"], file)
         out += _folded(f"{step['function']}() {name}", room, "  ")
     out += _folded(f"{line:>{GUTTER - 1}} {step['text']}", room, " " * (GUTTER + 2))
-    if full and step["kind"] == "call":
+    if full and step["kind"] in ("call", "count"):
         for word, before, after in step["changes"]:
             out += _folded(f"{'':{GUTTER}}  {word}: {before} -> {after}", room, " " * (GUTTER + 4))
     return out
 
 
 def _folded(text: str, room: int, indent: str) -> list[str]:
-    """Text in as many lines as it takes."""
-    return textwrap.wrap(text, room, subsequent_indent=indent, drop_whitespace=True) if len(text) > room else [text]
+    """Text in as many lines as it takes, broken after blanks and opening brackets."""
+    out, now = [], ""
+    for piece in re.findall(r"(?:\(\)|[^ (])*[ (]?", text):
+        if now.strip() and len(now + piece.rstrip()) > room:
+            out.append(now.rstrip())
+            now = indent
+        now += piece
+    return [*out, now.rstrip()]
 
 
 def _mark(result: dict[str, Any], room: int) -> list[str]:
     """What follows the last step: it broke the rule."""
-    what = re.split("[:;]", result["message"])[0]
-    return _folded(f"{'^' * (GUTTER - 1)} {what}", room, " " * GUTTER)
+    return _folded(f"{'^' * (GUTTER - 1)} {result['rule']}", room, " " * GUTTER)
 
 
 def _one_column(result: dict[str, Any], steps: list[dict[str, Any]], width: int) -> list[str]:

@@ -28,7 +28,7 @@ def line(result: Result) -> str:
         "states/s": round(result["states_per_second"]),
     }
     if result["verdict"] == "violated":
-        what = f"{result['property']}: {result['message'].partition(':')[0].partition(';')[0]}"
+        what = f"{result['property']}: {result['rule']}"
     elif result["verdict"] == "bounded":
         what = f"not everything was explored ({result['bounds']['limit']})"
     else:
