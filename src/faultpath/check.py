@@ -161,6 +161,7 @@ def _result(checked: Check, said: str, verdict: Verdict, limit: str | None) -> D
         "check_seconds": round(verdict.seconds, 6),
         "states_per_second": round(verdict.states / verdict.seconds, 1) if verdict.seconds else 0.0,
         "threads": thread_names(checked),
+        "replayed": False,
         "replay": None,
         "counterexample": [],
     }
@@ -238,7 +239,8 @@ def decode(text: str, seal: bytes) -> list[tuple[int, int]]:
         data = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
     except (binascii.Error, ValueError):
         data = b""
-    if len(data) < 4 or zlib.crc32(data[:2] + data[3:]) & 0xFF != data[2]:
+    whole = text == base64.b32encode(data).decode().rstrip("=").lower()
+    if not whole or len(data) < 4 or zlib.crc32(data[:2] + data[3:]) & 0xFF != data[2]:
         raise FaultpathError(f"'{text}' is no counterexample's id", "--replay", "copy it whole")
     if data[:2] != seal:
         raise FaultpathError(f"'{text}' is of another design or scenario", "--replay", "give the same as in its search")
@@ -280,7 +282,7 @@ def _replayed(checked: Check, name: str, text: str) -> Document:
     if status not in VIOLATIONS:
         raise FaultpathError(f"'{text}' breaks no rule any more", "--replay", "the model has changed: search again")
     verdict = Verdict("violated", status, arg, len(steps), len(steps), len(steps))
-    result = _result(checked, "violated", verdict, None)
+    result = _result(checked, "violated", verdict, None) | {"replayed": True}
     return result | _counterexample(checked, name, steps, names, status, arg)
 
 

@@ -14,7 +14,7 @@ from faultpath.engine.check import Check, Verdict
 from faultpath.engine.names import Names, event
 from faultpath.engine.thread import HEADER, PC, START
 from faultpath.kernel.mmu_notifier import Range
-from faultpath.kernel.primitives import atomic, ghost
+from faultpath.kernel.primitives import atomic, count, ghost
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Primitive
 from faultpath.protocol.native import STOPPED
@@ -226,7 +226,7 @@ class _Trail:
                     lock = names.word(values[0])
                 if target.__name__ in FREEING:
                     freed = values[0]
-                if to and not fatal and not target.blocks:
+                if to and not (fatal or target.blocks or target.__module__ == count.__name__):
                     text += f" -> {names.gave(target, int(self.w[arena.GAVE]))}"
                 tables = any(issubclass(t, PageTable) for _, t in target.parameters)
                 telling = telling or kind == "note" or (tables and any(True for _ in names.changes()))

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 COLUMN = 49  # two of them and the gap between: 100
-NARROWEST = 28
+NARROWEST = 36
 GAP = 2
 GUTTER = 5  # the line number, and a space
 
@@ -54,13 +54,16 @@ def _cell(step: dict[str, Any], last: dict[str, tuple[str, str]], room: int, ful
 
 
 def _folded(text: str, room: int, indent: str) -> list[str]:
-    """Text in as many lines as it takes, broken after blanks and opening brackets."""
+    """Text in as many lines as it takes, broken after blanks and opening brackets, a long name after a dot."""
     out, now = [], ""
     for piece in re.findall(r"(?:\(\)|[^ (])*[ (]?", text):
-        if now.strip() and len(now + piece.rstrip()) > room:
-            out.append(now.rstrip())
-            now = indent
-        now += piece
+        free = max(8, room - len(indent))
+        parts = re.findall(rf"[^.]{{1,{free - 1}}}\.?|\.", piece) if len(piece.rstrip()) > free else [piece]
+        for part in parts:
+            if now.strip() and len(now + part.rstrip()) > room:
+                out.append(now.rstrip())
+                now = indent
+            now += part
     return [*out, now.rstrip()]
 
 

@@ -36,6 +36,8 @@ def line(result: Result) -> str:
         numbers["collision"] = f"<{max(result['bounds']['collision_probability'], 1e-19):.0e}"
     if result["verdict"] != "violated" and result["reached"]:
         numbers |= {f"fault_{name}": "yes" if yes else "no" for name, yes in result["reached"].items()}
+    if result["replayed"]:
+        return f"{head}{what} (replayed, steps={result['depth']})"
     return f"{head}{what} ({' '.join(f'{name}={value}' for name, value in numbers.items())})"
 
 
