@@ -242,6 +242,35 @@ def test_a_counterexample_can_be_replayed_without_a_search(scenario: str) -> Non
     assert told == [{k: v for k, v in step.items() if k != "telling"} for step in found["counterexample"]]
 
 
+LIVELOCK = """
+from faultpath.kernel.mmu_notifier import Mm
+from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
+from faultpath.protocol.language import protocol
+from faultpath.scenario import MM, Call, Scenario
+
+@protocol
+def polite(mm: Mm) -> None:
+    while True:
+        spin_lock(mm.notifier_subscriptions.lock)
+        mm.brk = mm.brk ^ 1
+        spin_unlock(mm.notifier_subscriptions.lock)
+
+scenarios = [Scenario("polite", "", [], [Call("a", polite, (MM,)), Call("b", polite, (MM,))])]
+"""
+
+
+def test_a_livelock_is_told_as_a_loop_and_can_be_replayed(tmp_path: Path) -> None:
+    (tmp_path / "polite.py").write_text(LIVELOCK)
+    [found] = module.check(["full-va"], [f"{tmp_path}/polite.py"])["results"]
+    assert (found["verdict"], found["property"]) == ("violated", "progress")
+    assert [step["loop"] for step in found["counterexample"]][-1]
+    [again] = module.check(["full-va"], [f"{tmp_path}/polite.py"], replay=found["replay"])["results"]
+    assert again["counterexample"] == found["counterexample"]
+    lines = counterexample.lines(found)
+    assert lines.count("-- round and round from here:") == 1
+    assert "livelock" in lines[-1] or "livelock" in lines[-2]
+
+
 def test_an_id_is_good_for_its_own_scenario_only(violated: dict[str, Any]) -> None:
     with pytest.raises(FaultpathError, match="another design or scenario"):
         module.check(["nouveau-v6"], ["fault-vs-fork"], replay=violated["replay"])
@@ -251,9 +280,9 @@ def test_an_id_is_good_for_its_own_scenario_only(violated: dict[str, Any]) -> No
 
 def test_an_execution_that_breaks_nothing_is_no_counterexample(violated: dict[str, Any]) -> None:
     seal = module._seal("nouveau-v6", SCENARIOS[0])
-    path = module.decode(violated["replay"], seal)
+    path, _ = module.decode(violated["replay"], seal)
     for wrong in (path[:-1], [(1, 0)] * 5000, [(7, 0)], [(0, 0)] * 3):
-        steps = [type("Step", (), {"thread": thread, "choices": choices}) for thread, choices in wrong]
+        steps = [type("Step", (), {"thread": thread, "choices": choices, "loop": False}) for thread, choices in wrong]
         with pytest.raises(FaultpathError, match="breaks no rule"):
             module.check(["nouveau-v6"], ["fault-vs-munmap"], replay=module.encode(steps, seal))  # type: ignore[arg-type]
 

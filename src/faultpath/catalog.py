@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "nouveau-v6": "faultpath.designs.nouveau_v6",
     "odp-implicit": "faultpath.designs.odp_implicit",
+    "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "full-va": "faultpath.designs.full_va",
 }
 

@@ -26,7 +26,6 @@ from faultpath.scenario import Scenario
 SCHEMA = "faultpath/check/1"
 FINGERPRINT_BITS = 64
 COMPLETED, REFUSED = 1, 2  # bits of Verdict.results
-ENDLESS = {arena.SPINS, arena.LIVELOCK}  # no execution of so many steps shows it
 
 Document = dict[str, Any]
 Progress = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
@@ -126,7 +125,10 @@ def _searched(checked: Check, name: str, verdict: Verdict) -> Document:
     result = _result(checked, "bounded" if limit else verdict.verdict, verdict, limit)
     if broken:
         steps, names = follow(checked, verdict)
-        result |= _counterexample(checked, name, steps, names, verdict.status, verdict.arg)
+        status, arg = verdict.status, verdict.arg
+        if steps[-1:] and steps[-1].fatal:  # it knows the very word
+            status, arg = int(checked.w[world.STATUS]), int(checked.w[world.STATUS_ARG])
+        result |= _counterexample(checked, name, steps, names, status, arg)
     return result
 
 
@@ -188,7 +190,7 @@ def _counterexample(checked: Check, name: str, steps: Sequence[Step], names: Nam
         "property": VIOLATIONS[status][0],
         "rule": VIOLATIONS[status][1],
         "message": blame.message(checked, names, steps, status, arg),
-        "replay": None if status in ENDLESS else encode(steps, _seal(name, checked.scenario)),
+        "replay": None if status == arena.SPINS else encode(steps, _seal(name, checked.scenario)),
         "counterexample": [
             {
                 "thread": threads[step.thread],
@@ -199,6 +201,7 @@ def _counterexample(checked: Check, name: str, steps: Sequence[Step], names: Nam
                 "kind": step.kind,
                 "changes": [list(change) for change in step.changes],
                 "telling": tells,
+                "loop": step.loop,
                 "violation": number == len(steps),
             }
             for number, (step, tells) in enumerate(zip(steps, telling(steps, arg), strict=True), 1)
@@ -208,6 +211,8 @@ def _counterexample(checked: Check, name: str, steps: Sequence[Step], names: Nam
 
 # --- replay: an execution as a short text
 
+LOOP = bytes([0])  # what follows can go round for ever
+
 
 def _seal(name: str, scenario: Scenario) -> bytes:
     """Two bytes that tell one design in one scenario from others."""
@@ -216,21 +221,23 @@ def _seal(name: str, scenario: Scenario) -> bytes:
 
 def encode(steps: Sequence[Step], seal: bytes) -> str:
     """An execution as an id: runs of accesses of one thread, as bytes, as letters and digits."""
-    runs: list[list[int]] = []
+    runs: list[tuple[int, int, int, bool]] = []
     for step in steps:
-        if runs and runs[-1][:2] == [step.thread, step.choices]:
-            runs[-1][2] += 1
+        run = (step.thread, step.choices, step.loop)
+        if runs and (*runs[-1][:2], runs[-1][3]) == run:
+            runs[-1] = (*run[:2], runs[-1][2] + 1, step.loop)
         else:
-            runs.append([step.thread, step.choices, 1])
-    body = b"".join(
-        _varint(count << 4 | bool(choices) << 3 | thread) + (_varint(choices) if choices else b"")
-        for thread, choices, count in runs
-    )
+            runs.append((*run[:2], 1, step.loop))
+    body, looping = b"", False
+    for thread, choices, count, loop in runs:
+        body += LOOP if loop and not looping else b""
+        body += _varint(count << 4 | bool(choices) << 3 | thread) + (_varint(choices) if choices else b"")
+        looping = loop
     sum_ = zlib.crc32(seal + body) & 0xFF
     return base64.b32encode(seal + bytes([sum_]) + body).decode().rstrip("=").lower()
 
 
-def decode(text: str, seal: bytes) -> list[tuple[int, int]]:
+def decode(text: str, seal: bytes) -> tuple[list[tuple[int, int]], int]:
     """The execution an id stands for, as :func:`faultpath.engine.trail.retrace` takes it.
 
     :raises FaultpathError: it is no id, or of something else
@@ -244,12 +251,16 @@ def decode(text: str, seal: bytes) -> list[tuple[int, int]]:
         raise FaultpathError(f"'{text}' is no counterexample's id", "--replay", "copy it whole")
     if data[:2] != seal:
         raise FaultpathError(f"'{text}' is of another design or scenario", "--replay", "give the same as in its search")
-    path = []
+    path: list[tuple[int, int]] = []
+    loop = -1
     numbers = _varints(data[3:])
     for head in numbers:
+        if head == LOOP[0]:
+            loop = len(path)
+            continue
         choices = next(numbers, 0) if head & 8 else 0
         path += [(head & 7, choices)] * min(head >> 4, 1 << 16)
-    return path
+    return path, loop if loop >= 0 else len(path)
 
 
 def _varint(number: int) -> bytes:
@@ -273,12 +284,13 @@ def _varints(data: bytes) -> Iterator[int]:
 
 def _replayed(checked: Check, name: str, text: str) -> Document:
     """A counterexample by its id."""
-    path = decode(text, _seal(name, checked.scenario))
+    path, loop = decode(text, _seal(name, checked.scenario))
+    status = 0
     try:
-        steps, names = retrace(checked, path)
-        status, arg = _broken(checked, steps)
+        steps, names = retrace(checked, path, loop)
+        status, arg = (arena.LIVELOCK, 0) if loop < len(path) else _broken(checked, steps)
     except Astray:
-        status = 0
+        pass
     if status not in VIOLATIONS:
         raise FaultpathError(f"'{text}' breaks no rule any more", "--replay", "the model has changed: search again")
     verdict = Verdict("violated", status, arg, len(steps), len(steps), len(steps))
@@ -289,7 +301,7 @@ def _replayed(checked: Check, name: str, text: str) -> Document:
 def _broken(checked: Check, steps: Sequence[Step]) -> tuple[int, int]:
     """Which rule is broken where an execution ends: status and argument; status 0 if none is."""
     w = checked.w
-    if steps[-1].fatal:
+    if steps and steps[-1].fatal:
         return int(w[world.STATUS]), int(w[world.STATUS_ARG])
     rules = [check_state, check_final] if over(checked) else [check_state]
     for rule in rules:

@@ -14,8 +14,8 @@ from faultpath.kernel.mmu_notifier import (
     Mm,
     Notifier,
     Range,
-    mmu_notifier_invalidate_range_start,
     mmu_notifier_register,
+    notify_range_start,
 )
 from faultpath.kernel.primitives.count import zapped_so_far
 from faultpath.kernel.primitives.heap import on_stack
@@ -98,7 +98,7 @@ def ask_without_blocking(mm: Mm) -> int:
     event = on_stack(Range)
     event.mm = mm
     event.end = PAGE
-    return mmu_notifier_invalidate_range_start(event)
+    return notify_range_start(event)
 
 
 def test_when_one_refuses_those_that_have_begun_are_told_the_end() -> None:

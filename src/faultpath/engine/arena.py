@@ -41,6 +41,12 @@ LOG_TOP = BASE  # where the next entry of the log goes
 TAKEN = BASE + 1  # steps of the last call of step()
 VISIBLE = BASE + 2  # the primitive that ran touched what others touch
 AT = BASE + 19  # the instruction that ran last
+LATE = BASE + 39  # the thread, counted from 1, whose last accesses come after the free that broke the rule
+THREADS = BASE + 40  # how many there are, and of each its address
+RECORD = BASE + 41
+WINDOW_AT = BASE + 48  # of each place in the window of the thread that runs: its accesses before
+LIKE = BASE + 56  # of each thread: the thread before it that runs the same on the same, counted from 1, or 0
+SWAPPED = BASE + 63  # like threads that changed places after the last step, as a mask of the later ones
 FINE = BASE + 3  # every access is a step of its own: no reduction
 CHOICES = BASE + 4  # answers to what may go one way or the other, one bit each
 ASKED = BASE + 5  # how many of them the step has used
@@ -65,6 +71,8 @@ RESULTS = BASE + 32  # of each thread: 1 if it ever returned 0 or more, 2 if it 
 
 REGISTERS = BASE + 512  # of the thread that runs
 
+LOCK_AT = BASE + 576  # of each lock met: its address
+
 SEEN = BASE + 64  # of each counter: whether it was counted at all
 LOCK_CLASS = BASE + 256  # of each lock met: its class number
 CLASS_KEY = BASE + 320  # of each class: ir.LockClass.number
@@ -72,12 +80,21 @@ CLASS_AFTER = BASE + 384  # of each class: mask of the classes ever taken while 
 MAX_LOCKS = 40  # bits of a guard mask; one bit per thread comes above them
 MAX_CLASSES = 60
 
-GUARD = 1 << 26  # plus a word's address: who has accessed it, and how (sanitizer.note)
-LOCK_ID = GUARD + STATE_END + 64  # plus a word's address: number of the lock there, counted from 1
-LOG = 1 << 28  # pairs (address, what was there)
+# Tables with a word for each address of the state: the base, plus the address.
+GUARD = 1 << 26  # who has accessed the word, and how (sanitizer.note)
+GUARD_ALIVE = 2 << 26  # the same, frees of the object aside
+LOCK_ID = 3 << 26  # number of the lock there, counted from 1
+LAST = 4 << 26  # what the last state put into the queue had there
+MARK = 5 << 26  # number of the state that last touched it
+LOG = 6 << 26  # pairs (address, what was there)
+READ_GUARD = 7 << 26  # locks that not every writer of the word holds
+TABLES = 8 << 26  # from here on: the search's own tables
 
 GUARDS = (1 << (MAX_LOCKS + MAX_THREADS)) - 1
+LOCK_BITS = (1 << MAX_LOCKS) - 1
 WRITTEN = 1 << 60
+COUNTED = 1 << 61  # by steps that add to a count above zero or take from it
+RELIED = 1 << 62  # reads have relied on it
 SHARED = GUARDS | WRITTEN
 
 # Violations: STATUS words from here on.

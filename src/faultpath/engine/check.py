@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 
 from faultpath.design import Design
-from faultpath.engine import arena, search, world
+from faultpath.engine import arena, progress, search, world
 from faultpath.engine.native import Library, Native
 from faultpath.engine.status import explain
 from faultpath.engine.step import Routine
@@ -41,13 +42,20 @@ from faultpath.protocol.program import Program, Source
 from faultpath.protocol.resumable import CHECKED, checked_module
 from faultpath.scenario import DEVICE, MM, OTHER, PAGE, SPAN, Argument, Call, Scenario
 
+FIRST_TABLE = 1 << 16  # entries of the hash table to begin with
 LEAF_BITS = 6  # a page-table leaf holds every page of a scenario
 TASK_SIZE = PAGE << LEAF_BITS
 POOL_WORDS = 512  # what one thread may have allocated at a time
 WALKS = 64  # random executions that tell which words are shared before the search begins
 
-TABLES = 1 << 29  # word at which the search's own tables begin
-ROOM = 1 << 28  # words of address space for each of them
+# Words of address space for the search's own tables: states, the queue, the hash table, edges of the graph.
+MAX_STATES = 1 << 26
+QUEUE_WORDS = 1 << 27
+PARENTS = arena.TABLES
+FIRST_EDGE = PARENTS + MAX_STATES
+QUEUE = FIRST_EDGE + MAX_STATES
+HASH_TABLE = QUEUE + QUEUE_WORDS
+EDGES = HASH_TABLE + (1 << 28)
 
 COUNTS = (
     search.EXPANDED,
@@ -58,6 +66,7 @@ COUNTS = (
     search.TOUCHED,
     search.FINISHED,
     search.EDGE_COUNT,
+    arena.LATE,
     arena.BROKEN,
 )
 
@@ -84,7 +93,12 @@ def _compiled(
 
 @cache
 def _searcher() -> Native:
-    return Native(Program([search.search, search.rehash, search.run_thread]))
+    return Native(Program([search.search, search.rehash, search.run_thread, progress.livelock]))
+
+
+def like_of(alike: list[int], number: int) -> bool:
+    """Whether a later thread is like this one."""
+    return number + 1 in alike
 
 
 @dataclass
@@ -100,7 +114,9 @@ class Verdict:
     finished: int = 0
     seconds: float = 0.0
     path: list[tuple[int, int]] = field(default_factory=list)  # (thread, choices) of each step
-    searches: int = 1
+    loop: list[int] = field(default_factory=list)  # the threads that then go round for ever, one step each
+    late: int = -1  # the thread whose last accesses of its last step come after the path, and break the rule
+    searches: int = 0
     bound: str = ""
     results: list[int] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
@@ -110,6 +126,7 @@ class Check:
     """One design in one scenario.
 
     :param reduce: take steps together that others cannot tell apart
+    :param symmetry: take states for one that differ in the names of pages only, or in which of like threads is which
     """
 
     def __init__(
@@ -119,6 +136,7 @@ class Check:
         scenario: Scenario,
         *,
         reduce: bool = True,
+        symmetry: bool = True,
         timeouts: bool = True,
         replacements: Sequence[Source] = (),
         memory: int = 4 << 30,
@@ -126,6 +144,7 @@ class Check:
         self.design = design
         self.scenario = scenario
         self.reduce = reduce
+        self.symmetry = symmetry
         self.timeouts = timeouts
         self.memory = memory
         self.replacements = list(replacements)
@@ -182,11 +201,14 @@ class Check:
         self.records = []
         for number, (call, thread) in enumerate(zip(self.calls, self.threads, strict=True)):
             thread.routine.begin(w, record, number + 1, self._arguments(call.args))
-            w[search.RECORD + number] = record
+            w[arena.RECORD + number] = record
             w[search.STEP + number] = thread.address
             w[search.DAEMON + number] = thread.routine.idle if call.protocol is worker else 0
             self.records.append(record)
             record += thread.routine.words
+        for number, like in enumerate(self._alike()):
+            w[arena.LIKE + number] = like
+            w[search.BIT + number] = 0 if like or like_of(self._alike(), number) else 1 << (arena.MAX_LOCKS + number)
         if record >= arena.SHADOW:
             raise FaultpathError("too much state", self.scenario.name, "fewer threads or pages")
         w[arena.LIMIT] = record
@@ -199,12 +221,24 @@ class Check:
         w[arena.TIMEOUTS] = int(self.timeouts)
         w[arena.FAILURES] = self.scenario.failures
         w[arena.FINE] = int(not self.reduce)
-        w[search.THREADS] = len(self.threads)
+        w[arena.THREADS] = len(self.threads)
         w[search.INVARIANTS] = self.native.address(check_state)
         w[search.FINAL] = self.native.address(check_final)
-        w[search.QUEUE] = TABLES + ROOM
-        w[search.PARENTS] = TABLES + 2 * ROOM
+        w[search.QUEUE] = QUEUE
+        w[search.QUEUE_WORDS] = QUEUE_WORDS
+        w[search.PARENTS] = PARENTS
+        w[search.MAX_FOUND] = MAX_STATES
+        w[search.FIRST_EDGE] = FIRST_EDGE
+        w[search.EDGES] = EDGES
         self.first = self._state()
+
+    def _alike(self) -> list[int]:
+        """Of each thread the one before it that runs the same protocol on the same, counted from 1; 0 if there is none.
+
+        Threads that are alike must be neighbours.
+        """
+        same = [a.protocol is b.protocol and a.args == b.args for a, b in pairwise(self.calls)]
+        return [0, *(number if self.symmetry and alike else 0 for number, alike in enumerate(same, 1))]
 
     def _state(self) -> tuple[Words, Words]:
         return self.w[:64].copy(), self.w[arena.ARENA : arena.STATE_END].copy()
@@ -269,16 +303,38 @@ class Check:
 
     # --- the search
 
-    def run(self, progress: Callable[[int, int], None] = lambda done, found: None) -> Verdict:
+    def run(self, show: Callable[[int, int], None] = lambda done, found: None) -> Verdict:
         """Explore everything."""
         begin = time.perf_counter()
         verdict = Verdict()
         self._learn()
+        alike = any(self._alike())
+        why = self._explore(verdict, show, alike)
+        self._count(verdict)
+        if why == search.EXHAUSTED and alike:
+            # The progress pass needs the threads by their names.
+            why = self._explore(verdict, show, False)
+        if why == search.VIOLATED:
+            self._violated(verdict, int(self.w[world.STATUS]))
+        elif why != search.EXHAUSTED:
+            verdict.verdict, verdict.bound = "bounded", "memory"
+        elif (state := self._livelock()) is not None:
+            self.w[search.BAD_STATE], self.w[search.BAD_STEP] = state, -1
+            verdict.loop = self._way_round(state)
+            self._violated(verdict, arena.LIVELOCK)
+        verdict.seconds = time.perf_counter() - begin
+        return verdict
+
+    def _explore(self, verdict: Verdict, show: Callable[[int, int], None], symmetry: bool) -> int:
+        """Searches until one finds every word guarded that was taken for it; why that one stopped."""
         while True:
-            why = self._search(verdict, progress)
-            if why is not None:
-                break
             verdict.searches += 1
+            why = self._search(show, symmetry)
+            if why is not None:
+                return why
+
+    def _count(self, verdict: Verdict) -> None:
+        """What the search has counted and met."""
         w = self.w
         verdict.states = int(w[search.FOUND])
         verdict.transitions = int(w[search.TRANSITIONS])
@@ -286,64 +342,98 @@ class Check:
         verdict.finished = int(w[search.FINISHED])
         verdict.results = [int(r) for r in w[arena.RESULTS : arena.RESULTS + len(self.threads)]]
         verdict.seen = {name for name, index in world.INDEX.items() if w[arena.SEEN + index - world.COUNTER]}
-        if why == search.VIOLATED:
-            verdict.verdict = "violated"
-            verdict.status, verdict.arg = int(w[world.STATUS]), int(w[world.STATUS_ARG])
-            verdict.path = self._path()
-            verdict.depth = len(verdict.path)
-        elif why != search.EXHAUSTED:
-            verdict.verdict = "bounded"
-            verdict.bound = "memory"
-        verdict.seconds = time.perf_counter() - begin
-        return verdict
 
-    def _search(self, verdict: Verdict, progress: Callable[[int, int], None]) -> int | None:
+    def _violated(self, verdict: Verdict, status: int) -> None:
+        """A rule is broken, in the state and by the step that the search stopped at."""
+        verdict.verdict = "violated"
+        verdict.status, verdict.arg = status, int(self.w[world.STATUS_ARG])
+        verdict.late = int(self.w[arena.LATE]) - 1
+        verdict.path = self._path()
+        verdict.depth = len(verdict.path)
+        if self.w[search.SYMMETRY]:
+            self._name(verdict)
+
+    def _search(self, show: Callable[[int, int], None], symmetry: bool) -> int | None:
         """One search from the first state; None if a word taken for guarded was not."""
         w, functions = self.w, _searcher()
         self.reset()
-        # Tables of a search before this one.
-        entries = 1 << 16
-        table = TABLES + 3 * ROOM
-        if w[search.TABLE]:
-            self._forget(int(w[search.TABLE]), 2 * (int(w[search.MASK]) + 1))
+        world.forget(w, HASH_TABLE, 4 * (int(w[search.MASK]) + 1))
+        world.forget(w, FIRST_EDGE, int(w[search.FOUND]) + 1)
+        entries = FIRST_TABLE
+        table = HASH_TABLE + 2 * entries
         w[search.TABLE], w[search.MASK] = table, entries - 1
-        w[search.MAX_FOUND] = ROOM
-        w[search.QUEUE_WORDS] = ROOM
         for word in COUNTS:
             w[word] = 0
+        w[search.SYMMETRY] = int(symmetry and any(self._alike()))
         w[search.FOUND] = 1
         w[search.LEVEL_END] = 1
         w[search.HASH] = 1
-        self._forget(search.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
-        w[search.MARK : search.MARK + 64] = 0
-        w[search.LAST : search.LAST + 64] = w[:64]
-        w[search.LAST + arena.ARENA : search.LAST + arena.STATE_END] = w[arena.ARENA : arena.STATE_END]
+        world.forget(w, arena.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
+        w[arena.MARK : arena.MARK + 64] = 0
+        w[arena.LAST : arena.LAST + 64] = w[:64]
+        w[arena.LAST + arena.ARENA : arena.LAST + arena.STATE_END] = w[arena.ARENA : arena.STATE_END]
         functions.call(search.rehash, w, table, entries - 1)
         # The first state: number 0, nothing differs.
         slot = (1 ^ (1 >> 32)) & (entries - 1)
         w[table + 2 * slot], w[table + 2 * slot + 1] = 1, 0
         w[int(w[search.QUEUE])] = 0
         w[search.WRITTEN_AT] = 1
+        consumed = 0
         while True:
             why = functions.call_raw(search.search, w, 1 << 15)
             if w[arena.BROKEN]:
                 return None
             if why == search.TABLE_FULL:
-                entries = 2 * (int(w[search.MASK]) + 1)
-                if entries * 32 > self.memory:
-                    return why
-                old, table = table, table + 4 * entries
+                entries *= 2
+                old, table = table, HASH_TABLE + 2 * entries
+                if self._memory(entries) > self.memory or 2 * entries > MAX_STATES:
+                    return int(why)
                 functions.call(search.rehash, w, table, entries - 1)
-                self._forget(old, entries)  # two words each, half as many
+                world.forget(w, old, entries)
             elif why != search.PAUSED:
                 return int(why)
-            progress(int(w[search.EXPANDED]), int(w[search.FOUND]))
+            consumed = self._release(consumed)
+            if self._memory(entries) > self.memory:
+                return search.TABLE_FULL
+            show(int(w[search.EXPANDED]), int(w[search.FOUND]))
 
-    def _forget(self, first: int, words: int) -> None:
-        """Zero words that may be many: their pages go back to the system."""
+    def _memory(self, entries: int) -> int:
+        """Bytes that the search and the progress pass after it need, with so many entries in the hash table."""
         w = self.w
-        for start in range(first, first + words, 1 << 24):
-            w[start : min(start + (1 << 24), first + words)] = 0
+        waiting = int(w[search.WRITTEN_AT] - w[search.READ_AT])
+        per_state = 2 + progress.NODE_WORDS
+        return 8 * (2 * entries + per_state * int(w[search.FOUND]) + int(w[search.EDGE_COUNT]) + waiting)
+
+    def _release(self, consumed: int) -> int:
+        """Give back the memory of what has been read from the queue since it was read up to ``consumed``."""
+        read = int(self.w[search.READ_AT])
+        if read - consumed < 1 << 20:
+            return consumed
+        first, last = consumed % QUEUE_WORDS, read % QUEUE_WORDS
+        for start, end in ((first, last),) if first < last else ((first, QUEUE_WORDS), (0, last)):
+            world.forget(self.w, QUEUE + start, end - start)
+        return read
+
+    def _livelock(self) -> int | None:
+        """The first state of a livelock in the graph of the last search."""
+        w = self.w
+        nodes = int(w[search.EDGES]) + int(w[search.EDGE_COUNT]) + 64
+        words = int(w[search.FOUND]) * progress.NODE_WORDS
+        world.forget(w, nodes, words)
+        w[progress.NODES] = nodes
+        w[progress.STACK] = nodes + words
+        found = _searcher().call_raw(progress.livelock, w)
+        if found < 0:
+            return None
+        return min(self._members())
+
+    def _members(self) -> set[int]:
+        """The states of the livelock found."""
+        stack = int(self.w[progress.STACK])
+        return {int(s) for s in self.w[stack : stack + int(self.w[progress.PART])]}
+
+    def _way_round(self, state: int) -> list[int]:
+        return progress.way_round(self.w, state, self._members())
 
     def _path(self) -> list[tuple[int, int]]:
         w = self.w
@@ -357,3 +447,21 @@ class Check:
             path.append((entry >> 12 & 15, entry & 0xFFF))
             state = entry >> 16
         return path[::-1]
+
+    def _name(self, verdict: Verdict) -> None:
+        """Like threads changed places on the way: from here on they keep their names."""
+        w = self.w
+        self.reset()
+        who = list(range(len(self.threads)))
+        path = verdict.path
+        verdict.path = []
+        for number, choices in path:
+            verdict.path.append((who[number], choices))
+            if self.step(number, choices) == STOPPED:
+                break
+            for other in range(1, len(who)):  # as put_in_order() did
+                if w[arena.SWAPPED] >> other & 1:
+                    who[other - 1], who[other] = who[other], who[other - 1]
+        if verdict.late >= 0:
+            verdict.late = who[verdict.late]
+        w[search.SYMMETRY] = 0

@@ -5,6 +5,14 @@ same lock (writes: exclusively), or that one thread alone touches, or that nobod
 guarded word cannot be told apart from the step before it by any other thread, so it needs no step of its own. That is
 assumed from the accesses seen and verified by every later one; where it turns out wrong the search begins anew with
 what was learnt (engine/check.py says why that is sound).
+
+Two refinements. A read under a lock that every writer holds cannot be told either, whoever else reads without it. And
+counts that only rise and fall above zero may do so in any order.
+
+A free is a write to all of the object, and would leave hardly a word of a short-lived object guarded. So a word may be
+guarded *but for frees*: then accesses to it need no steps either, but the thread remembers the object until its next
+step that others can tell. Should another thread free it before that, the accesses might as well come after the free,
+since nobody depends on them: a use after free, found just as if they had steps of their own.
 """
 
 from __future__ import annotations
@@ -13,27 +21,40 @@ from faultpath.engine.arena import (
     ALIVE,
     ARENA,
     BROKEN,
+    COUNTED,
     FINE,
     GUARD,
+    GUARD_ALIVE,
     GUARDS,
     HELD_AT_EXIT,
+    LATE,
+    LIKE,
+    LOCK_BITS,
     LOG_TOP,
+    MAX_THREADS,
     MY_BIT,
     NULL_POINTER,
     OBJECTS,
+    POOL,
+    POOLS,
     PRIVATE,
+    READ_GUARD,
+    RECORD,
     REGISTERS,
+    RELIED,
     RESULTS,
     SHADOW,
     SHARED,
-    STATE_END,
+    TAKEN,
     THREAD,
+    THREADS,
     USE_AFTER_FREE,
     VISIBLE,
     WILD_POINTER,
+    WINDOW_AT,
     WRITTEN,
 )
-from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE
+from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, WINDOW, WINDOW_SIZE
 from faultpath.engine.world import COUNTER, STATUS, STATUS_ARG, TID, Stop, Words
 from faultpath.protocol.language import helper
 
@@ -56,6 +77,9 @@ def wake(w: Words, thread: int, count: int) -> int:
     """A thread runs on: its registers are copied to where it works on them."""
     for slot in range(count):
         w[REGISTERS + slot] = w[thread + HEADER + slot]
+    for place in range(thread + WINDOW, thread + WINDOW + WINDOW_SIZE):
+        put(w, place, 0)
+    w[TAKEN] = 0
     return 0
 
 
@@ -102,24 +126,167 @@ def shadow_of(w: Words, addr: int) -> int:
 
 
 @helper(raw=True)
-def guards_lost(w: Words, addr: int, write: int) -> int:
-    """What is known of a word's accesses once the running thread has accessed it too: guards lost, and WRITTEN."""
+def guards_lost(w: Words, write: int) -> int:
+    """What a word loses by an access of the running thread: every guard it does not hold; and WRITTEN."""
     held = w[w[THREAD] + HELD_WRITE] | w[MY_BIT]
     if write:
-        return w[GUARD + addr] | (~held & GUARDS) | WRITTEN
-    return w[GUARD + addr] | (~(held | w[w[THREAD] + HELD_READ]) & GUARDS)
+        return (~held & GUARDS) | WRITTEN
+    return ~(held | w[w[THREAD] + HELD_READ]) & GUARDS
+
+
+@helper(raw=True)
+def unguarded(w: Words, place: int, lost: int) -> int:
+    """Whether nothing guards a word once it has lost that, too. Counting and other accesses do not go together."""
+    now = w[place] | lost
+    return 1 if now & SHARED == SHARED or (now & COUNTED and now & GUARDS) else 0
+
+
+@helper(raw=True)
+def lose(w: Words, place: int, lost: int) -> int:
+    """Remember what a word has lost. What was taken for granted may turn out wrong: then the search begins anew."""
+    before = w[place]
+    now = before | lost
+    if now != before:
+        if unguarded(w, place, lost) and not unguarded(w, place, 0):
+            w[BROKEN] = 1
+        w[place] = now
+    return 0
+
+
+@helper(raw=True)
+def only_writers_hold(w: Words, addr: int) -> int:
+    """Whether the running thread holds a lock under which every write of a word is made: reading it cannot be told."""
+    thread = w[THREAD]
+    return 1 if (w[thread + HELD_READ] | w[thread + HELD_WRITE]) & LOCK_BITS & ~w[READ_GUARD + addr] else 0
+
+
+@helper(raw=True)
+def rely_on_writers(w: Words, addr: int) -> int:
+    """Remember under which locks a read was taken for one that cannot be told."""
+    thread = w[THREAD]
+    w[READ_GUARD + addr] |= (~(w[thread + HELD_READ] | w[thread + HELD_WRITE]) & LOCK_BITS) | RELIED
+    return 0
+
+
+@helper(raw=True)
+def note_writer(w: Words, addr: int) -> int:
+    """Remember under which locks a word is written."""
+    before = w[READ_GUARD + addr]
+    now = before | (~w[w[THREAD] + HELD_WRITE] & LOCK_BITS)
+    if now != before:
+        w[READ_GUARD + addr] = now
+        if before & RELIED and now & LOCK_BITS == LOCK_BITS and before & LOCK_BITS != LOCK_BITS:
+            w[BROKEN] = 1
+    return 0
+
+
+@helper(raw=True)
+def in_window(w: Words, thread: int, obj: int) -> int:
+    """Whether a thread has accessed an object since its last step that others can tell."""
+    for place in range(thread + WINDOW, thread + WINDOW + WINDOW_SIZE):
+        if w[place] == obj:
+            return 1
+    return 0
+
+
+@helper(raw=True)
+def window_room(w: Words, thread: int) -> int:
+    """The first free place of a thread's window, or 0."""
+    for place in range(thread + WINDOW, thread + WINDOW + WINDOW_SIZE):
+        if w[place] == 0:
+            return place
+    return 0
+
+
+@helper(raw=True)
+def window_used(w: Words, thread: int) -> int:
+    """Whether there is any object in a thread's window."""
+    for place in range(thread + WINDOW, thread + WINDOW + WINDOW_SIZE):
+        if w[place]:
+            return 1
+    return 0
+
+
+@helper(raw=True)
+def guard_of(w: Words, addr: int) -> int:
+    """The word whose guards stand for an address's: of like threads' pools the first one's."""
+    if addr < w[POOLS] or addr >= w[POOLS] + MAX_THREADS * w[POOL]:
+        return addr
+    number = (addr - w[POOLS]) // w[POOL]
+    while w[LIKE + number]:
+        addr -= w[POOL] * (number + 1 - w[LIKE + number])
+        number = w[LIKE + number] - 1
+    return addr
+
+
+@helper(raw=True)
+def told(w: Words, addr: int, write: int, lost: int) -> int:
+    """Whether others can tell an access of the running thread: 1; 0 if not; -1 if not but for frees of the object."""
+    guard = guard_of(w, addr)
+    if not unguarded(w, GUARD + guard, lost):
+        return 0
+    if unguarded(w, GUARD_ALIVE + guard, lost) and (write or not only_writers_hold(w, guard)):
+        return 1
+    if addr < OBJECTS:
+        return 0
+    obj = w[SHADOW + ((addr - ARENA) >> 3)] >> 4
+    if w[GUARD + guard_of(w, obj)] & WRITTEN == 0 or in_window(w, w[THREAD], obj):
+        return 0  # nobody frees it, or it is remembered already
+    return -1 if window_room(w, w[THREAD]) else 1
+
+
+@helper(raw=True)
+def settle_access(w: Words, addr: int, write: int, lost: int) -> int:
+    """The running thread makes an access: what follows from whether others can tell."""
+    tells = told(w, addr, write, lost)
+    if tells == 1:
+        w[VISIBLE] = 1
+        return 0
+    if not write and unguarded(w, GUARD_ALIVE + guard_of(w, addr), 0):
+        rely_on_writers(w, guard_of(w, addr))
+    if tells and w[TAKEN]:
+        room = window_room(w, w[THREAD])
+        w[WINDOW_AT + room - w[THREAD] - WINDOW] = w[TAKEN]
+        put(w, room, w[SHADOW + ((addr - ARENA) >> 3)] >> 4)
+    return 0
 
 
 @helper(raw=True)
 def note(w: Words, addr: int, write: int) -> int:
     """Remember an access of the running thread to a word of shared state."""
-    now = guards_lost(w, addr, write)
-    if now != w[GUARD + addr]:
-        w[GUARD + addr] = now
-        if now == SHARED:
-            w[BROKEN] = 1
-    if now == SHARED:
-        w[VISIBLE] = 1
+    lost = guards_lost(w, write)
+    guard = guard_of(w, addr)
+    lose(w, GUARD_ALIVE + guard, lost)
+    lose(w, GUARD + guard, lost)
+    if write:
+        note_writer(w, guard)
+    return settle_access(w, addr, write, lost)
+
+
+@helper(raw=True)
+def note_count(w: Words, addr: int) -> int:
+    """The running thread adds to or takes from a count that stays above zero: the order of such steps is all one."""
+    lose(w, GUARD_ALIVE + guard_of(w, addr), COUNTED)
+    lose(w, GUARD + guard_of(w, addr), COUNTED)
+    return settle_access(w, addr, 1, COUNTED)
+
+
+@helper(raw=True)
+def note_free(w: Words, obj: int, words: int) -> int:
+    """The running thread frees an object: a write to all of it. Has another yet to make an access, it comes late."""
+    for number in range(w[THREADS]):
+        thread = w[RECORD + number]
+        if thread != w[THREAD] and in_window(w, thread, obj):
+            w[LATE] = number + 1
+            fail(w, USE_AFTER_FREE, obj)
+    lost = guards_lost(w, 1)
+    guard = guard_of(w, obj)
+    if w[GUARD + guard] & WRITTEN == 0:
+        w[BROKEN] = 1  # until now nobody remembered accesses to it
+    for word in range(guard, guard + words):
+        lose(w, GUARD + word, lost)
+        if unguarded(w, GUARD + word, lost):
+            w[VISIBLE] = 1
     return 0
 
 
@@ -133,7 +300,7 @@ def shared(w: Words, addr: int, write: int) -> int:
     shadow = w[SHADOW + ((addr - ARENA) >> 3)]
     if shadow & ALIVE == 0 or shadow & PRIVATE:
         return 0
-    return 1 if guards_lost(w, addr, write) == SHARED else 0
+    return 1 if told(w, addr, write, guards_lost(w, write)) == 1 else 0
 
 
 @helper(raw=True)
@@ -220,6 +387,3 @@ def thread_ends(w: Words, result: int) -> int:
     if w[thread + HELD_READ] or w[thread + HELD_WRITE]:
         fail(w, HELD_AT_EXIT, w[thread + HELD_READ] | w[thread + HELD_WRITE])
     return 0
-
-
-assert STATE_END < GUARD

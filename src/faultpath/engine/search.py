@@ -14,21 +14,24 @@ from faultpath.engine.arena import (
     CHOICES,
     DEADLOCK,
     FREED,
+    LAST,
     LOG,
     LOG_TOP,
+    MARK,
     MY_BIT,
-    STATE_END,
+    RECORD,
     THREAD,
+    THREADS,
 )
 from faultpath.engine.sanitizer import undo_to
+from faultpath.engine.symmetry import put_in_order
 from faultpath.engine.thread import PC, START
 from faultpath.engine.world import STATUS, TID, Words
 from faultpath.kernel.debug import collect
-from faultpath.protocol.language import call_native, helper
+from faultpath.protocol.language import call_native, helper, prefetch
 from faultpath.protocol.native import STOPPED
 
 BASE = (1 << 24) + 1024
-THREADS = BASE  # how many
 EXPANDED = BASE + 1  # states taken from the queue
 FOUND = BASE + 2  # states put into it
 MASK = BASE + 3  # entries of the table, less one
@@ -47,18 +50,20 @@ FINAL = BASE + 15  # address of code(w), for states in which every thread has en
 BAD_STATE = BASE + 16  # where the search stopped: the state, and the step that broke a rule (-1: the state itself)
 BAD_STEP = BASE + 17
 TOUCHED = BASE + 18  # words that may differ from the last state put into the queue
-EDGES = BASE + 19  # 0, or first word of the edges: state reached << 8 | thread << 4 | 1 if there was a choice
+EDGES = BASE + 19  # first word of the edges: state reached << 8 | thread << 4 | 1 if there was a choice
 EDGE_COUNT = BASE + 20
 FIRST_EDGE = BASE + 21  # of each state: number of its first edge << 8 | threads that could not move
 FINISHED = BASE + 22  # states in which every thread had ended
 MAX_FOUND = BASE + 23  # states the memory is for
-RECORD = BASE + 32  # of each thread: its address
+SYMMETRY = BASE + 24  # like threads are put in order
+BIT = BASE + 32  # of each thread: its bit in a guard mask; like threads have none
 STEP = BASE + 40  # of each thread: the code
 DAEMON = BASE + 48  # of each thread: the PC at which it may wait for ever, or 0
 
-LAST = 1 << 27  # plus a word's address: what the last state put into the queue had there
-MARK = (1 << 27) + (1 << 26)  # plus a word's address: number of the state that last touched it
-TOUCHED_LIST = (1 << 28) + (1 << 20)
+TOUCHED_LIST = LOG + (1 << 20)
+WAYS = LOG + (2 << 20)  # steps from the state being expanded: thread << 12 | choices, fingerprint
+
+BLOCKED = 1  # what step() returns, see protocol/resumable.py
 
 # Why a search stopped.
 EXHAUSTED, PAUSED, TABLE_FULL, QUEUE_FULL, VIOLATED = range(5)
@@ -93,37 +98,29 @@ def touch(w: Words, addr: int) -> int:
 
 @helper(raw=True)
 def undo_hashed(w: Words) -> int:
-    """Take the step in the log back; the fingerprint of the state it led to. The log then holds what was written."""
+    """Take the step in the log back; the fingerprint of the state it led to, never 0."""
     sum_ = w[HASH]
     top = w[LOG_TOP]
     while top > LOG:
         top -= 2
         addr = w[top]
-        now = w[addr]
         old = w[top + 1]
-        sum_ += mix(w, addr, now) - mix(w, addr, old)
+        sum_ += mix(w, addr, w[addr]) - mix(w, addr, old)
         w[addr] = old
-        w[top + 1] = now
-    return sum_
+    w[LOG_TOP] = LOG
+    return sum_ if sum_ else 1
 
 
 @helper(raw=True)
-def redo(w: Words) -> int:
-    """Take again the step that :func:`undo_hashed` took back; the log can then be undone as usual."""
-    top = LOG
-    while top < w[LOG_TOP]:
-        addr = w[top]
-        now = w[top + 1]
-        w[top + 1] = w[addr]
-        w[addr] = now
-        top += 2
-    return 0
+def home(w: Words, fingerprint: int) -> int:
+    """Where a fingerprint's search in the table begins."""
+    return (fingerprint ^ (fingerprint >> 32)) & w[MASK]
 
 
 @helper(raw=True)
 def seek(w: Words, fingerprint: int) -> int:
     """The place in the table of a fingerprint, or of where it belongs."""
-    slot = (fingerprint ^ (fingerprint >> 32)) & w[MASK]
+    slot = home(w, fingerprint)
     while w[w[TABLE] + 2 * slot] != 0 and w[w[TABLE] + 2 * slot] != fingerprint:
         slot = (slot + 1) & w[MASK]
     return w[TABLE] + 2 * slot
@@ -227,26 +224,27 @@ def run_thread(w: Words, number: int, choices: int) -> int:
     w[ASKED] = 0
     w[TID] = number + 1
     w[THREAD] = w[RECORD + number]
-    w[MY_BIT] = 1 << (40 + number)
+    w[MY_BIT] = w[BIT + number]
     result = call_native(w[STEP + number], w, w[THREAD])
-    if result != STOPPED and w[FREED]:
-        collect(w)
+    if result != STOPPED:
+        if w[FREED]:
+            collect(w)
+        if w[SYMMETRY]:
+            put_in_order(w)
     return result
 
 
 @helper(raw=True)
-def arrive(w: Words, state: int, number: int, choices: int) -> int:
-    """The step in the log leads somewhere: is it new? 0, or why the search stops."""
-    fingerprint = undo_hashed(w)
-    if fingerprint == 0:
-        fingerprint = 1
+def arrive(w: Words, state: int, number: int, choices: int, fingerprint: int) -> int:
+    """A step leads to the state of a fingerprint: is it new? 0, or why the search stops."""
     entry = seek(w, fingerprint)
     w[TRANSITIONS] += 1
     if w[entry] == 0:
         w[entry] = fingerprint
         w[entry + 1] = w[FOUND]
         w[w[PARENTS] + w[FOUND]] = state << 16 | number << 12 | choices
-        redo(w)
+        run_thread(w, number, choices)
+        w[w[LOG_TOP]] = 0
         touch_log(w)
         enqueue(w)
         w[FOUND] += 1
@@ -255,9 +253,8 @@ def arrive(w: Words, state: int, number: int, choices: int) -> int:
         touch_log_again(w)
         if broken:
             return broken_rule(w, broken, w[FOUND] - 1)
-    if w[EDGES]:
-        w[w[EDGES] + w[EDGE_COUNT]] = w[entry + 1] << 8 | number << 4 | (1 if choices else 0)
-        w[EDGE_COUNT] += 1
+    w[w[EDGES] + w[EDGE_COUNT]] = w[entry + 1] << 8 | number << 4 | (1 if choices else 0)
+    w[EDGE_COUNT] += 1
     return 0
 
 
@@ -287,32 +284,52 @@ def nobody_moves(w: Words, state: int) -> int:
 
 
 @helper(raw=True)
+def steps_of(w: Words, state: int, number: int, ways: int) -> int:
+    """Every step of one thread from the state in the arena, into the table of ways; how many there are now, or -1."""
+    choices = 0
+    while choices >= 0:
+        result = run_thread(w, number, choices)
+        if result == STOPPED:
+            undo_to(w, LOG)
+            stop_at(w, state, number << 12 | choices)
+            return -1
+        if result == BLOCKED:
+            undo_to(w, LOG)
+            return ways
+        asked = w[ASKED]
+        fingerprint = undo_hashed(w)
+        prefetch(w, w[TABLE] + 2 * home(w, fingerprint))
+        w[WAYS + 2 * ways] = number << 12 | choices
+        w[WAYS + 2 * ways + 1] = fingerprint
+        ways += 1
+        choices = next_choices(w, choices, asked)
+    return ways
+
+
+@helper(raw=True)
 def expand(w: Words, state: int) -> int:
-    """Every step from the state in the arena; 0, or why the search stops."""
-    moved = 0
+    """Every step from the state in the arena; 0, or why the search stops.
+
+    All steps are taken before the first is looked up: by then its place in the table is in the cache.
+    """
+    ways = 0
+    stuck = 0
     for number in range(w[THREADS]):
-        if w[w[RECORD + number] + PC] != -1:
-            choices = 0
-            while choices >= 0:
-                result = run_thread(w, number, choices)
-                if result == STOPPED:
-                    undo_to(w, LOG)
-                    return stop_at(w, state, number << 12 | choices)
-                if result == 1:
-                    undo_to(w, LOG)
-                    choices = -1
-                else:
-                    moved = moved | 1 << number
-                    w[w[LOG_TOP]] = 0
-                    asked = w[ASKED]
-                    why = arrive(w, state, number, choices)
-                    if why:
-                        return why
-                    choices = next_choices(w, choices, asked)
-    if w[EDGES]:
-        w[w[FIRST_EDGE] + state + 1] = w[EDGE_COUNT] << 8
-        w[w[FIRST_EDGE] + state] |= ((1 << w[THREADS]) - 1) & ~moved
-    if moved == 0:
+        before = ways
+        if ways >= 0 and w[w[RECORD + number] + PC] != -1:
+            ways = steps_of(w, state, number, ways)
+        if ways == before:
+            stuck = stuck | 1 << number
+    if ways < 0:
+        return VIOLATED
+    for way in range(ways):
+        step = w[WAYS + 2 * way]
+        why = arrive(w, state, step >> 12, step & 0xFFF, w[WAYS + 2 * way + 1])
+        if why:
+            return why
+    w[w[FIRST_EDGE] + state + 1] = w[EDGE_COUNT] << 8
+    w[w[FIRST_EDGE] + state] |= stuck
+    if ways == 0:
         return nobody_moves(w, state)
     return 0
 
@@ -353,6 +370,3 @@ def rehash(w: Words, table: int, mask: int) -> int:
             w[entry] = w[old + 2 * slot]
             w[entry + 1] = w[old + 2 * slot + 1]
     return 0
-
-
-assert STATE_END + 64 < LAST

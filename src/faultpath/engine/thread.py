@@ -9,7 +9,9 @@ HELD_READ = 3  # locks held, one bit each, in any mode
 HELD_WRITE = 4  # those of them held exclusively
 ATOMIC = 5  # spinlocks held
 CALLBACK = 6  # inside a notifier's callback; NON_BLOCK added when it must not sleep
-HEADER = 8  # here its registers begin
+WINDOW = 8  # objects it has accessed since its last step that others can tell, and others may free
+WINDOW_SIZE = 6
+HEADER = 16  # here its registers begin
 
 START = -2  # PC before the first step
 NON_BLOCK = 1 << 8

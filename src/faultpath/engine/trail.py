@@ -5,14 +5,14 @@ from __future__ import annotations
 import linecache
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from faultpath.engine import arena, search, world
 from faultpath.engine.check import Check, Verdict
 from faultpath.engine.names import Names, event
-from faultpath.engine.thread import HEADER, PC, START
+from faultpath.engine.thread import HEADER, PC, START, WINDOW, WINDOW_SIZE
 from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import atomic, count, ghost
 from faultpath.protocol import ir, steps
@@ -46,6 +46,7 @@ class Step:
     :ivar reads: words of objects that others know, read
     :ivar written: the same, written
     :ivar telling: to be shown whatever others do: it changes a page table, or goes one of several ways
+    :ivar loop: part of what goes round for ever
     :ivar fatal: here the rule is broken
     """
 
@@ -60,6 +61,7 @@ class Step:
     reads: frozenset[int] = frozenset()
     written: frozenset[int] = frozenset()
     telling: bool = False
+    loop: bool = False
     fatal: bool = False
 
 
@@ -96,16 +98,17 @@ def trail(check: Check, verdict: Verdict) -> list[Step]:
 def follow(check: Check, verdict: Verdict) -> tuple[list[Step], Names]:
     """The same, and the names in it."""
     walk = _Trail(check)
-    return walk.all(walk.coarse(verdict.path)), walk.names
+    return walk.all(walk.coarse(verdict)), walk.names
 
 
-def retrace(check: Check, path: Path) -> tuple[list[Step], Names]:
+def retrace(check: Check, path: Path, loop: int) -> tuple[list[Step], Names]:
     """Every access of an execution given access by access, and the names in it.
 
+    :param loop: where the part of the path begins that can go round for ever; its length if there is none
     :raises Astray: the program does not take that path
     """
     walk = _Trail(check)
-    return walk.all(walk.fine(path)), walk.names
+    return walk.all(walk.fine(path, loop)), walk.names
 
 
 def stuck(check: Check) -> bool:
@@ -129,58 +132,79 @@ class _Trail:
     def __init__(self, check: Check) -> None:
         self.check = check
         self.w = check.w
-        check.reset()
-        self.names = names_of(check)
-        # Who touched what, cleared before each access: afterwards it tells what that one touched.
+        # Who touched what. Cleared before each access: afterwards it tells what that one touched.
         self.guards = self.w[arena.GUARD + arena.ARENA : arena.GUARD + arena.STATE_END]
-        self.known = self.guards.copy()
 
     def all(self, walk: Iterator[Step]) -> list[Step]:
-        """The whole of a walk; then all is as it was, but for the state."""
-        w = self.w
-        fine = int(w[arena.FINE])
+        """The whole of a walk from the first state; then all is as it was, but for the state."""
+        check, w = self.check, self.w
+        like = slice(arena.LIKE, arena.LIKE + arena.MAX_THREADS)
+        kept = int(w[arena.FINE]), w[like].copy(), self.guards.copy()
+        check.reset()
+        self.names = names_of(check)
+        # Each access by itself, and each word by itself.
+        w[arena.FINE], w[like] = 1, 0
         try:
             return list(walk)
         finally:
-            w[arena.FINE] = fine
-            self.guards[:] = self.known
+            w[arena.FINE], w[like], self.guards[:] = kept
 
-    def coarse(self, path: Path) -> Iterator[Step]:
-        """Steps of the search, each taken apart."""
-        check, w = self.check, self.w
-        for number, choices in path:
-            w[arena.FINE] = 0 if check.reduce else 1
-            self.guards[:] = self.known
-            result = check.step(number, choices)
-            taken = int(w[arena.TAKEN]) + (1 if result == STOPPED and int(w[world.STATUS]) != arena.SPINS else 0)
-            status, arg = int(w[world.STATUS]), int(w[world.STATUS_ARG])
-            check.undo()
+    def coarse(self, verdict: Verdict) -> Iterator[Step]:
+        """The accesses that the steps of a search consist of, in order; one that comes late where it comes."""
+        path = [*verdict.path, *((number, 0) for number in verdict.loop)]
+        cut = max((i for i, (n, _) in enumerate(verdict.path) if n == verdict.late), default=-1)
+        lengths = self.lengths(verdict, path, cut)
+        return self.taken(verdict, path, cut, lengths)
+
+    def taken(self, verdict: Verdict, path: Path, cut: int, lengths: list[int]) -> Iterator[Step]:
+        rest = 0
+        for macro, (number, choices) in enumerate(path):
             seen = set()
-            for _ in range(taken):
+            for _ in range(lengths[macro]):
                 step = self.access(number, choices)
-                choices >>= int(w[arena.ASKED])
-                yield step
-                if step.fatal:
-                    break
-                if status == arena.SPINS and result == STOPPED:
-                    # A loop: once round is enough.
-                    state = bytes(w[check.records[number] : check.records[number] + 256].data)
-                    if state in seen:
-                        break
-                    seen.add(state)
-            if result == STOPPED:
-                w[world.STATUS], w[world.STATUS_ARG] = status, arg
+                choices >>= int(self.w[arena.ASKED])
+                yield replace(step, loop=True) if macro >= len(verdict.path) else step
+                state = self.w[self.check.records[number] : self.check.records[number] + 64].tobytes()
+                if verdict.status == arena.SPINS and macro == len(path) - 1 and state in seen:
+                    break  # once round is enough
+                seen.add(state)
+            if macro == cut:
+                rest = choices
+        while verdict.late >= 0:
+            step = self.access(verdict.late, rest)
+            rest >>= int(self.w[arena.ASKED])
+            yield step
+            if step.fatal:
+                return
 
-    def fine(self, path: Path) -> Iterator[Step]:
-        for number, choices in path:
-            if not 0 <= number < len(self.check.threads) or self.w[self.check.records[number] + PC] == -1:
+    def lengths(self, verdict: Verdict, path: Path, cut: int) -> list[int]:
+        """How many accesses each step of the path makes; of step ``cut``, how many before one to what is then freed."""
+        check, w = self.check, self.w
+        check.reset()
+        found = []
+        for macro, (number, choices) in enumerate(path):
+            result = check.step(number, choices)
+            found.append(int(w[arena.TAKEN]) + (1 if result == STOPPED else 0))
+            if macro == cut:
+                window = check.records[number] + WINDOW
+                objects = [int(obj) for obj in w[window : window + WINDOW_SIZE]]
+                found[-1] = int(w[arena.WINDOW_AT + objects.index(verdict.arg)])
+        return found
+
+    def fine(self, path: Path, loop: int) -> Iterator[Step]:
+        w, before = self.w, b""
+        for nth, (number, choices) in enumerate(path):
+            if not 0 <= number < len(self.check.threads) or w[self.check.records[number] + PC] == -1:
                 raise Astray
-            yield self.access(number, choices)
+            if nth == loop:
+                before = w[arena.ARENA : arena.STATE_END].tobytes()
+            yield replace(self.access(number, choices), loop=nth >= loop)
+        if before and before != w[arena.ARENA : arena.STATE_END].tobytes():
+            raise Astray
 
     def access(self, number: int, choices: int) -> Step:
         """Take one access, and tell of it."""
         check, w = self.check, self.w
-        w[arena.FINE] = 1
         registers = registers_of(check, number)
         at = int(w[check.records[number] + PC])
         self.guards[:] = 0
@@ -204,7 +228,7 @@ class _Trail:
     def touched(self) -> tuple[frozenset[int], frozenset[int]]:
         """Words that the access read and wrote, of objects that others know."""
         words = self.guards.nonzero()[0]
-        written = self.guards[words] & arena.WRITTEN != 0
+        written = self.guards[words] & (arena.WRITTEN | arena.COUNTED) != 0
         return frozenset((words[~written] + arena.ARENA).tolist()), frozenset((words[written] + arena.ARENA).tolist())
 
     def step(self, number: int, at: int, registers: dict[str, int], choices: int, fatal: bool) -> Step:
@@ -269,7 +293,7 @@ def telling(found: Sequence[Step], blamed: int = 0) -> list[bool]:
 
     What is written where others see it; reads of words that another thread writes, but not again in the same call
     while they stay as they are; locks that two threads use, unless nothing happens while they are held; phases of
-    invalidations; what goes one of several ways. Reference counts only where two threads meet at one.
+    invalidations; what goes one of several ways, or round for ever; reference counts only where two threads meet.
 
     :param blamed: the word that the verdict is about
     """
@@ -295,7 +319,9 @@ def telling(found: Sequence[Step], blamed: int = 0) -> list[bool]:
         if step.lock and not step.fatal:
             return len(users[_class(step.lock)]) > 1
         others = any(writers[word] - {step.thread} for word in step.written)
-        return step.fatal or step.telling or read or others or (bool(step.written) and step.kind != "count")
+        return (
+            step.fatal or step.loop or step.telling or read or others or (bool(step.written) and step.kind != "count")
+        )
 
     tells = [matters(number, step) for number, step in enumerate(found)]
     for number, (here, after) in enumerate(pairwise(found)):

@@ -85,6 +85,19 @@ def new_world(max_words: int = 1 << 32, leaf_bits: int = 9, dir_bits: int = 9) -
     return w
 
 
+def forget(w: Words, first: int, words: int) -> None:
+    """Zero words that may be many, and give their memory back to the system."""
+    base = w.base
+    page = mmap.PAGESIZE // 8
+    start, end = -(-first // page) * page, (first + words) // page * page
+    if not isinstance(base, mmap.mmap) or start >= end:
+        w[first : first + words] = 0
+        return
+    w[first:start] = 0
+    w[end : first + words] = 0
+    base.madvise(mmap.MADV_DONTNEED, start * 8, (end - start) * 8)
+
+
 def state(w: Words) -> Words:
     """The words that make up the state, as a view."""
     return w[: w[BRK]]

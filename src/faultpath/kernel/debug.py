@@ -24,6 +24,7 @@ from faultpath.engine.arena import (
     LIMIT,
     LIST_ADD,
     LIST_DEL,
+    LOCK_AT,
     LOCK_CLASS,
     LOCK_ID,
     LOCK_ORDER,
@@ -31,6 +32,7 @@ from faultpath.engine.arena import (
     MAX_CLASSES,
     MAX_FREED,
     MAX_LOCKS,
+    MAX_THREADS,
     MEMORY,
     MMAP_LOCK_IN_CALLBACK,
     NOT_HELD,
@@ -51,12 +53,13 @@ from faultpath.engine.arena import (
     TREE_INSERT,
     VISIBLE,
 )
-from faultpath.engine.sanitizer import fail, note, put, shadow_of
+from faultpath.engine.sanitizer import fail, note, note_count, note_free, put, shadow_of, window_used
 from faultpath.engine.thread import ATOMIC, CALLBACK, HELD_READ, HELD_WRITE, NON_BLOCK
 from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, Words
 from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import debug, ghost, heap, pagetable, time
 from faultpath.kernel.primitives.heap import GFP_ATOMIC
+from faultpath.kernel.primitives.pagetable import FRAME_SHIFT, VALID
 from faultpath.protocol.language import helper
 from faultpath.protocol.struct import ROLES
 
@@ -97,9 +100,9 @@ def give_back(w: Words, obj: int) -> int:
     size_class = w[obj] >> 1 & 127
     for unit in range(size_class):
         put(w, SHADOW + ((obj - ARENA) >> 3) + unit, obj << 4)
+    if shadow & PRIVATE == 0:
+        note_free(w, obj, 8 * size_class)
     for word in range(obj + 1, obj + 8 * size_class):
-        if shadow & PRIVATE == 0:
-            note(w, word, 1)
         put(w, word, 0)
     put(w, obj, w[obj] & ~1)
     count = w[FREED]
@@ -142,7 +145,7 @@ def pointed_to(w: Words, obj: int, end: int) -> int:
     while unit < limit:
         shadow = w[SHADOW + ((unit - ARENA) >> 3)]
         # Threads have no shadow; free places hold zeros.
-        if shadow & ALIVE or unit >= w[POOLS] + 6 * w[POOL]:
+        if shadow & ALIVE or unit >= w[POOLS] + MAX_THREADS * w[POOL]:
             for word in range(unit, unit + 8):
                 if w[word] >= obj and w[word] < end:
                     return 1
@@ -168,6 +171,17 @@ def collect(w: Words) -> int:
     for number in range(kept, count):
         put(w, FREED + 1 + number, 0)
     return put(w, FREED, kept)
+
+
+@helper(replaces=debug.set_count, raw=True)
+def set_count(w: Words, count: int, value: int, floor: int) -> int:
+    """A count that stays above its floor may rise and fall in any order."""
+    if shadow_of(w, count) & PRIVATE == 0:
+        if w[count] > floor and value > floor:
+            note_count(w, count)
+        else:
+            note(w, count, 1)
+    return put(w, count, value)
 
 
 @helper(raw=True)
@@ -212,6 +226,7 @@ def lock_number(w: Words, lock: int, role: int) -> int:
             fail(w, ARENA_FULL, lock)
         w[LOCKS] = number
         w[LOCK_ID + lock] = number
+        w[LOCK_AT + number] = lock
     known = 0
     while known < w[CLASSES] and w[CLASS_KEY + known] != role:
         known += 1
@@ -308,12 +323,21 @@ def lock_taken(w: Words, lock: int, role: int, write: int, spins: int) -> int:
     return 0
 
 
+@helper(raw=True)
+def left_behind(w: Words) -> int:
+    """Others may have waited for this: what the thread accessed before is over for them, and the window closes."""
+    if window_used(w, w[THREAD]):
+        w[VISIBLE] = 1
+    return 0
+
+
 @helper(replaces=debug.lock_dropped, raw=True)
 def lock_dropped(w: Words, lock: int, write: int, spins: int) -> int:
     """Giving a lock up can be told by nobody who waits for it; by one who tries it, or frees it, it can."""
     thread = w[THREAD]
     if shadow_of(w, lock) & PRIVATE == 0:
         note(w, lock, write)
+        left_behind(w)
     place = thread + (HELD_WRITE if write else HELD_READ)
     number = w[LOCK_ID + lock]
     if number == 0 or w[place] >> (number - 1) & 1 == 0:
@@ -330,6 +354,7 @@ def lock_downgraded(w: Words, lock: int) -> int:
     thread = w[THREAD]
     if shadow_of(w, lock) & PRIVATE == 0:
         note(w, lock, 1)
+        left_behind(w)
     bit = 1 << (w[LOCK_ID + lock] - 1)
     put(w, thread + HELD_WRITE, w[thread + HELD_WRITE] & ~bit)
     return put(w, thread + HELD_READ, w[thread + HELD_READ] | bit)
@@ -402,18 +427,25 @@ def device_closed(w: Words, device: int) -> int:
 
 @helper(replaces=pagetable.next_frame, raw=True)
 def next_frame(w: Words, addr: int) -> int:
-    """A page and how often it came in: what a page is called does not depend on who faulted first elsewhere."""
+    """A page by where it comes in and how many came in there before it, whatever happened elsewhere."""
     page = addr >> 12
-    place = GENERATION + page % PAGES
-    put(w, place, w[place] % 7 + 1)
-    return (page & 7) << 3 | w[place]
+    return (page & 7) << 3 | (w[GENERATION + page % PAGES] % 7 + 1)
 
 
-SETUP = [take_at_setup, give_back_at_setup, next_frame]
+@helper(replaces=pagetable.frame_comes_in, raw=True)
+def frame_comes_in(w: Words, addr: int, entry: int) -> int:
+    """It is in: the next one there has another name."""
+    if entry & VALID:
+        put(w, GENERATION + (addr >> 12) % PAGES, entry >> FRAME_SHIFT & 7)
+    return 0
+
+
+SETUP = [take_at_setup, give_back_at_setup, next_frame, frame_comes_in]
 
 HOOKS = [
     take,
     give_back,
+    set_count,
     may_fail,
     expired,
     set_lock,
@@ -430,4 +462,5 @@ HOOKS = [
     callback_stands,
     device_closed,
     next_frame,
+    frame_comes_in,
 ]

@@ -336,6 +336,8 @@ class _Checker:
             return self.struct_call(node, target)
         if target is language.call_native and self.words:
             return ir.CallNative(self.value(node.args[0]), tuple(map(self.value, node.args[2:]))), int
+        if target is language.prefetch and self.words:
+            return ir.Prefetch(self.value(node.args[1])), int
         self.refuse(node, f"'{ast.unparse(node.func)}' cannot be called here", "call protocols and primitives only")
 
     def lock_class(self, node: ast.expr) -> ir.LockClass:

@@ -107,8 +107,28 @@ class CallNative:
     args: tuple[Expr, ...]
 
 
+@dataclass(frozen=True)
+class Prefetch:
+    """A word that will be read soon."""
+
+    address: Expr
+
+
 Expr = (
-    Const | Local | Load | Address | Unary | Binary | Logic | Select | Call | HookCall | HasOp | LockClass | CallNative
+    Const
+    | Local
+    | Load
+    | Address
+    | Unary
+    | Binary
+    | Logic
+    | Select
+    | Call
+    | HookCall
+    | HasOp
+    | LockClass
+    | CallNative
+    | Prefetch
 )
 
 

@@ -242,6 +242,11 @@ def call_native(address: int, w: Words, *args: int) -> int:
     return int(code(w.ctypes.data, *args))
 
 
+def prefetch(w: Words, addr: int) -> int:
+    """Fetch a word into the cache: it will be read soon. For helpers of the checker."""
+    return 0
+
+
 def container_of(struct: type[S], field: str, address: int) -> S:
     """The structure whose embedded field has this address."""
     return struct(address - struct.fields[field].offset)

@@ -18,6 +18,10 @@ _ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "&": "and", "|": "or", "^": "
 _COMPARISON = {"==": "eq", "!=": "ne", "<": "slt", "<=": "sle", ">": "sgt", ">=": "sge"}
 
 
+FOOT = """declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+!0 = !{!"branch_weights", i32 1, i32 2000}"""
+
+
 def assembly(program: Program, known: dict[int, int] | None = None) -> str:
     """Text of the module. Roots are exported under their names; everything else is internal.
 
@@ -29,7 +33,7 @@ def assembly(program: Program, known: dict[int, int] | None = None) -> str:
         FunctionEmitter(program, function, stopping, source in exported, known).text()
         for source, function in program.functions.items()
     ]
-    return "\n".join([*parts, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
+    return "\n".join([*parts, FOOT, ""])
 
 
 def stopping_functions(program: Program) -> set[Source]:
@@ -136,6 +140,9 @@ class Emitter:
                 return self.load(base, offset)
             case ir.LockClass():
                 return str(expr.number)
+            case ir.Prefetch(address=address):
+                self.put(f"call void @llvm.prefetch.p0(ptr {self.word_at(self.value(address))}, i32 0, i32 3, i32 1)")
+                return "0"
             case ir.CallNative(address=address, args=args):
                 code = self.let(f"inttoptr i64 {self.value(address)} to ptr")
                 text = ", ".join(["ptr %w", *(f"i64 {self.value(a)}" for a in args)])

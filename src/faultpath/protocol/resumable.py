@@ -16,7 +16,7 @@ from faultpath.engine.thread import HEADER, PC, RESULT
 from faultpath.engine.world import BAD_ADDRESS, COUNTER, STATUS, TID
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Helper, Primitive
-from faultpath.protocol.native import STOPPED, Emitter, FunctionEmitter, stopping_functions
+from faultpath.protocol.native import FOOT, STOPPED, Emitter, FunctionEmitter, stopping_functions
 from faultpath.protocol.program import Program, Source
 
 STEPPED, BLOCKED, ENDED = range(3)  # what step() returns, or STOPPED
@@ -56,7 +56,7 @@ def checked_module(program: Program, code: steps.Code, name: str) -> str:
                 emitter.attributes = "noinline "  # they are called from everywhere: half the time to compile
             parts.append(emitter.text())
     step = _StepEmitter(program, code, stopping, True).text(name)
-    return "\n".join([*parts, step, '!0 = !{!"branch_weights", i32 1, i32 2000}', ""])
+    return "\n".join([*parts, step, FOOT, ""])
 
 
 class _Checked(Emitter):

@@ -25,7 +25,10 @@ def lines(result: dict[str, Any], width: int = 0, full: bool = False) -> list[st
     end = _mark(result, room)
     out = [_row(threads, threads, room), _row(threads, ["=" * len(t) for t in threads], room)]
     last: dict[str, tuple[str, str]] = {}
-    for step in steps:
+    for before, step in zip([None, *steps], steps, strict=False):
+        if step["loop"] and not (before and before["loop"]):
+            out.append("-- round and round from here:")
+            last.clear()
         column = threads.index(step["thread"])
         for text in _cell(step, last, room, full):
             out.append(_row(threads, [text if n == column else "" for n in range(len(threads))], room))
@@ -77,7 +80,11 @@ def _one_column(result: dict[str, Any], steps: list[dict[str, Any]], width: int)
     out: list[str] = []
     last: dict[str, tuple[str, str]] = {}
     before = ""
+    looping = False
     for step in steps:
+        if step["loop"] and not looping:
+            looping = True
+            out.append("-- round and round from here:")
         if step["thread"] != before:
             out.append(step["thread"])
             before = step["thread"]

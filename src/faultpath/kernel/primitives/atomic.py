@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from faultpath.engine.world import Words
-from faultpath.protocol.language import primitive
+from faultpath.kernel.primitives.debug import set_count
+from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import Embedded
+
+ANY = -(1 << 62)
 
 
 class Atomic(Embedded):
@@ -17,15 +20,19 @@ def atomic_read(w: Words, count: Atomic) -> int:
     return w[count]
 
 
+@helper(raw=True)
+def add(w: Words, count: int, by: int) -> int:
+    """Add to a count; nobody is told what it came to, so the order of such steps is all one."""
+    return set_count(w, count, w[count] + by, ANY)
+
+
 @primitive
 def atomic_inc(w: Words, count: Atomic) -> int:
     """atomic_inc()."""
-    w[count] += 1
-    return 0
+    return add(w, count, 1)
 
 
 @primitive
 def atomic_dec(w: Words, count: Atomic) -> int:
     """atomic_dec()."""
-    w[count] -= 1
-    return 0
+    return add(w, count, -1)

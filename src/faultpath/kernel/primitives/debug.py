@@ -55,6 +55,13 @@ def might_sleep(w: Words) -> int:
     return 0
 
 
+@helper(raw=True)
+def set_count(w: Words, count: int, value: int, floor: int) -> int:
+    """Change a count by one. ``floor``: the value at or below which steps can be told apart."""
+    w[count] = value
+    return 0
+
+
 @helper
 def may_fail(w: Words, gfp: int) -> int:
     """Whether an allocation fails."""

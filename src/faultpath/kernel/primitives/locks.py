@@ -16,6 +16,7 @@ from faultpath.kernel.primitives.debug import (
     lock_taken,
     lock_tried,
     lock_wanted,
+    set_count,
     set_lock,
 )
 from faultpath.protocol.language import helper, primitive
@@ -183,31 +184,47 @@ def refcount_read(w: Words, ref: RefCount) -> int:
     return w[ref]
 
 
-@primitive
-def refcount_inc(w: Words, ref: RefCount) -> int:
-    """refcount_inc(): raising a count of zero is a use after free."""
+@helper(raw=True)
+def count_up(w: Words, ref: int) -> int:
+    """One reference more: raising a count of zero is a use after free."""
     if w[ref] <= 0:
         refcount_fault(w, ref)
-    w[ref] += 1
-    return 0
+    return set_count(w, ref, w[ref] + 1, 0)
+
+
+@helper(raw=True)
+def count_up_not_zero(w: Words, ref: int) -> int:
+    """One reference more if there was one: 1 if so."""
+    found = 1 if w[ref] else 0
+    set_count(w, ref, w[ref] + found, 0)
+    return found
+
+
+@helper(raw=True)
+def dec_and_test(w: Words, ref: int) -> int:
+    """One reference less; 1 if it was the last."""
+    if w[ref] <= 0:
+        refcount_fault(w, ref)
+    set_count(w, ref, w[ref] - 1, 0)
+    return 1 if w[ref] == 0 else 0
+
+
+@primitive
+def refcount_inc(w: Words, ref: RefCount) -> int:
+    """refcount_inc()."""
+    return count_up(w, ref)
 
 
 @primitive
 def refcount_inc_not_zero(w: Words, ref: RefCount) -> int:
     """refcount_inc_not_zero(): 1 if raised."""
-    if w[ref] == 0:
-        return 0
-    w[ref] += 1
-    return 1
+    return count_up_not_zero(w, ref)
 
 
 @primitive
 def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
     """refcount_dec_and_test(): 1 if it fell to zero."""
-    if w[ref] <= 0:
-        refcount_fault(w, ref)
-    w[ref] -= 1
-    return 1 if w[ref] == 0 else 0
+    return dec_and_test(w, ref)
 
 
 @primitive(role=True)

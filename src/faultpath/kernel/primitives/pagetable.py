@@ -164,12 +164,19 @@ def pt_set(w: Words, pt: PageTable, addr: int, entry: int) -> int:
     return put(w, pt, addr, entry)
 
 
+@helper
+def frame_comes_in(w: Words, addr: int, entry: int) -> int:
+    """A page has come in at an address (for the checker, which names pages otherwise)."""
+    return 0
+
+
 @primitive
 def pt_cmpxchg(w: Words, pt: PageTable, addr: int, old: int, new: int) -> int:
     """Write the entry for an address if it is still ``old`` (pte_same under the PTE lock); what was there."""
     found = get(w, pt, addr)
     if found == old:
         put(w, pt, addr, new)
+        frame_comes_in(w, addr, new)
     return found
 
 

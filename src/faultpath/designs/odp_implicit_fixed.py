@@ -1,0 +1,33 @@
+"""odp-implicit with the one change under which every scenario holds.
+
+Linux 6.1's mlx5r_deref_odp_mkey() lets a count fall to zero and then wakes whoever waits for that, by a wait queue
+inside the object. The waiter needs no waking to see the zero: it may have freed the object by then. ``faultpath check
+odp-implicit --scenario fault-vs-munmap`` shows it. Here the count falls and the queue is woken in one step, as a
+completion does it under its own lock, which the waiter takes too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from faultpath.designs import odp_implicit
+from faultpath.designs.odp_implicit import Mkey
+from faultpath.kernel.primitives.wait import dec_and_wake
+from faultpath.protocol.language import protocol
+
+
+@protocol(replaces=odp_implicit.mlx5r_deref_odp_mkey)
+def mlx5r_deref_odp_mkey(mkey: Mkey) -> None:
+    """mlx5r_deref_odp_mkey(), had it a completion instead of a wait queue."""
+    dec_and_wake(mkey.usecount, mkey.wait)
+
+
+design = dataclasses.replace(
+    odp_implicit.design,
+    name="odp-implicit-fixed",
+    title="odp-implicit whose last user wakes the waiter safely",
+    source=f"{odp_implicit.design.source}, changed in one place",
+    core=sys.modules[__name__],
+    doc=__doc__,
+)
