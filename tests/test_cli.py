@@ -36,7 +36,9 @@ def refused(*args: str | Path, cwd: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--version"], ["compare", "--help"], ["record", "--help"]], ids=lambda args: " ".join(args)
+    "args",
+    [["--help"], ["--version"], ["compare", "--help"], ["check", "--help"], ["record", "--help"]],
+    ids=lambda args: " ".join(args),
 )
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     script = f"import sys; sys.argv = {['faultpath', *args]!r}; from faultpath.cli import main; main()"

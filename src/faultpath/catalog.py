@@ -6,11 +6,16 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from faultpath.design import Design, Parameter
 from faultpath.errors import FaultpathError
+
+if TYPE_CHECKING:
+    from faultpath.scenario import Scenario
 
 BUILT_IN = {
     "nouveau-v6": "faultpath.designs.nouveau_v6",
@@ -22,15 +27,18 @@ BUILT_IN = {
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
-def find(request: str) -> tuple[Design, dict[str, int | str]]:
+def find(request: str, *, small: bool = False) -> tuple[Design, dict[str, int | str]]:
     """The design a request names, and its parameters with the requested values in place of the defaults.
 
     :param request: ``NAME[:param=value,...]`` or ``PATH.py[:param=value,...]``; bytes take K, M, G, T
+    :param small: take the defaults that suit the small worlds of ``check``
     :raises FaultpathError: no such design, parameter or value
     """
     name, colon, settings = request.partition(":")
     design = load(name)
-    values: dict[str, int | str] = {p.name: p.default for p in design.parameters}
+    values: dict[str, int | str] = {
+        p.name: p.small if small and p.small is not None else p.default for p in design.parameters
+    }
     known = {p.name: p for p in design.parameters}
     for setting in settings.split(",") if colon else ():
         key, equals, text = setting.partition("=")
@@ -55,6 +63,14 @@ def load(name: str) -> Design:
         raise FaultpathError(
             f"no design '{name}'", "--design", f"one of {', '.join(BUILT_IN)}, or the path of a Python file"
         )
+    found = getattr(run_file(name), "design", None)
+    if not isinstance(found, Design):
+        raise FaultpathError("defines no design", name, "end it with: design = Design(...)")
+    return found
+
+
+def run_file(name: str) -> ModuleType:
+    """A Python file of the user's, run."""
     path = Path(name)
     spec = importlib.util.spec_from_file_location(f"faultpath_user_{path.stem}", path)
     try:
@@ -68,10 +84,41 @@ def load(name: str) -> Design:
     except (Exception, SystemExit) as error:
         where = f"{name}:{getattr(error, 'lineno', None) or _line(error, name)}"
         raise FaultpathError(f"{type(error).__name__}: {error}", where, "the file must run as Python") from None
-    found = getattr(module, "design", None)
-    if not isinstance(found, Design):
-        raise FaultpathError("defines no design", name, "end it with: design = Design(...)")
-    return found
+    return module
+
+
+def scenarios(request: str) -> list[Scenario]:
+    """The scenarios a request names: ``NAME``, ``PATH.py`` for all that a file sets, or ``PATH.py:NAME``.
+
+    :raises FaultpathError: no such scenario, or one that cannot be set up
+    """
+    from faultpath.scenario import problem
+    from faultpath.scenarios import SCENARIOS
+
+    path, colon, name = request.rpartition(":")
+    if request.endswith(".py"):
+        path, colon, name = request, "", ""
+    if not path.endswith(".py"):
+        return [_scenario(SCENARIOS, request, "--scenario", ", or the path of a Python file")]
+    found = getattr(run_file(path), "scenarios", None)
+    if not isinstance(found, list | tuple) or not found:
+        raise FaultpathError("sets no scenarios", path, "end it with: scenarios = [Scenario(...)]")
+    for index, scenario in enumerate(found):
+        if wrong := problem(scenario):
+            raise FaultpathError(wrong, f"{path}: scenarios[{index}]", "see the built-in ones: faultpath/scenarios")
+    names = [scenario.name for scenario in found]
+    if len(set(names)) < len(names):
+        raise FaultpathError("two scenarios have one name", path, "rename one")
+    return [_scenario(found, name, path, "")] if colon else list(found)
+
+
+def _scenario(found: Sequence[Scenario], name: str, where: str, also: str) -> Scenario:
+    """The one of a name."""
+    for scenario in found:
+        if scenario.name == name:
+            return scenario
+    names = ", ".join(scenario.name for scenario in found)
+    raise FaultpathError(f"no scenario '{name}'", where, f"one of {names}{also}")
 
 
 def describe(request: str, source: bool = False) -> dict[str, Any]:
@@ -109,13 +156,25 @@ def _value(parameter: Parameter, text: str, request: str) -> int | str:
         if text not in parameter.choices:
             raise FaultpathError(f"{parameter.name} is not '{text}'", where, f"one of {', '.join(parameter.choices)}")
         return text
-    digits, shift = text, 0
-    if parameter.unit == "bytes" and text[-1:].upper() in _UNITS:
-        digits, shift = text[:-1], _UNITS[text[-1:].upper()]
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 16):
+    value = _number(text, parameter.unit == "bytes")
+    if value is None:
         raise FaultpathError(f"{parameter.name}='{text}' is no number", where, "such as 4096 or 2M")
-    value = int(digits) << shift
     if not parameter.minimum <= value <= parameter.maximum or (parameter.power_of_two and value & (value - 1)):
         rule = f"{'a power of two ' if parameter.power_of_two else ''}from {parameter.minimum} to {parameter.maximum}"
         raise FaultpathError(f"{parameter.name}={text} is not allowed", where, rule)
     return value
+
+
+def size(text: str, option: str) -> int:
+    """Bytes as an option takes them: ``512M``."""
+    value = _number(text, units=True)
+    if value is None or not 1 << 20 <= value <= 1 << 44:
+        raise FaultpathError(f"'{text}' is no size", option, "from 1M to 16T, such as 512M or 4G")
+    return value
+
+
+def _number(text: str, units: bool) -> int | None:
+    """A number, with ``units`` in K, M, G, T; None if it is none."""
+    shift = _UNITS.get(text[-1:].upper(), 0) if units else 0
+    digits = text[:-1] if shift else text
+    return int(digits) << shift if digits.isascii() and digits.isdigit() and len(digits) < 16 else None

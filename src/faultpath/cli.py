@@ -98,6 +98,63 @@ def compare(
     terminal.compared(document, raw)
 
 
+@cli.command()
+@click.argument("designs", metavar="DESIGN...", nargs=-1)
+@click.option("-s", "--scenario", "scenarios", multiple=True, help="NAME, FILE.py or FILE.py:NAME [all that apply]")
+@click.option("--all", "everything", is_flag=True, help="Every built-in design as well; show the matrix only")
+@click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="For the table of states; K, M, G")
+@click.option("--no-reduction", is_flag=True, help="Interleave every access, also those no other thread can tell apart")
+@click.option("--full", is_flag=True, help="Every access of a counterexample, and every counterexample")
+@click.option("--replay", metavar="ID", default="", help="Show a counterexample again instead of searching")
+@click.option("--perfetto", type=click.Path(path_type=Path), metavar="OUT", help="Write counterexamples as tracks")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
+def check(
+    designs: tuple[str, ...],
+    scenarios: tuple[str, ...],
+    everything: bool,
+    memory: str,
+    no_reduction: bool,
+    full: bool,
+    replay: str,
+    perfetto: Path | None,
+    as_json: bool,
+) -> None:
+    """Try every interleaving of a driver's fault and invalidate paths, in small scenarios.
+
+    DESIGN is a name or a FILE.py, with :param=value,... Exit status: 0 every property holds in every state; 1 one is
+    violated, with a shortest interleaving that does it; 2 the request is wrong, or none was found violated but not
+    everything could be explored in the memory given ("bounded", which proves nothing).
+    """
+    from faultpath.catalog import BUILT_IN, size
+
+    if not designs and not everything:
+        raise click.UsageError("Missing argument 'DESIGN...', or --all")
+    requests = list(dict.fromkeys([*(BUILT_IN if everything else ()), *designs]))
+    limit = size(memory, "--memory")
+    if perfetto:
+        from faultpath.report.perfetto import writable
+
+        writable(perfetto)
+    from faultpath.check import check, status
+    from faultpath.report import verdicts
+
+    said = (lambda result: None) if as_json or everything else verdicts.said
+    with progress() as show:
+        document = check(
+            requests, scenarios, memory=limit, reduce=not no_reduction, replay=replay, progress=show, found=said
+        )
+    if perfetto:
+        from faultpath.report.perfetto import write
+
+        write(perfetto, document)
+    if as_json:
+        print_json(document)
+    else:
+        verdicts.checked(document, everything, full, bool(scenarios))
+    sys.stdout.flush()
+    exit_with(status(document))
+
+
 @cli.command("designs")
 @click.argument("design", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
@@ -115,6 +172,13 @@ def designs_(design: str | None, as_json: bool) -> None:
     from faultpath.report import terminal
 
     terminal.designs(found)
+
+
+def exit_with(status: int) -> None:
+    """Leave with an exit status; 2 has its line."""
+    if status == 2:
+        fail("not everything was explored: check: more --memory, fewer threads or pages")
+    sys.exit(status)
 
 
 def print_json(document: dict[str, Any]) -> None:

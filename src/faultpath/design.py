@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from faultpath.protocol.language import Ops, Protocol
+
+# What a scenario may ask for that cannot happen with every driver.
+PARALLEL_FAULTS = "faults in parallel"
+CLOSE_DURING_FAULT = "close during a fault"
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,7 @@ class Parameter:
     :param default: an int, or one of ``choices``
     :param unit: "bytes" lets users write K, M, G, T
     :param choices: names that stand for 0, 1, 2 ...
+    :param small: what ``check`` takes unless asked otherwise, where the default would be out of scale in its worlds
     :param power_of_two: the value must be one
     """
 
@@ -27,6 +32,7 @@ class Parameter:
     minimum: int = 0
     maximum: int = 1 << 47
     power_of_two: bool = False
+    small: int | str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,8 @@ class Design:
     :param close: ``close(device)``: the file is closed; afterwards nothing may be left but ``device`` itself
     :param ops: the tables of function pointers that the driver registers
     :param disjoint: the design promises that its intervals do not overlap
+    :param never: situations that cannot arise with this driver (``PARALLEL_FAULTS``: of one device;
+        ``CLOSE_DURING_FAULT``), and why: scenarios that need one do not apply to it
     :param core: module whose protocols replace mainline's where they say so
     """
 
@@ -59,6 +67,7 @@ class Design:
     core: ModuleType | None = None
     doc: str = ""
     disjoint: bool = False
+    never: Mapping[str, str] = field(default_factory=dict)
 
     def replacements(self) -> list[Protocol]:
         """The core's protocols that take mainline's place."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS
 from faultpath.kernel import mm as cpu
 from faultpath.kernel.mirror import device_access
 from faultpath.kernel.threads import closing, faulting, mapping_again
 from faultpath.protocol.language import Protocol
 
 PAGE = 4096
+MAX_THREADS = 6  # a worker for work items included
+MAX_PAGES = 48  # one leaf of a page table, less what lies below
+MAX_DEVICES = 2
 SPAN = 0x10000  # page 0 of a scenario is here: above vm.mmap_min_addr
 
 MM = "mm"
@@ -48,7 +52,6 @@ class Scenario:
     :param pages: pages of address space that matter, from 0
     :param devices: device files open on the mm
     :param failures: how many atomic allocations may fail
-    :param parallel_faults: it has faults of one device at the same time, which not every driver serves
     """
 
     name: str
@@ -58,7 +61,39 @@ class Scenario:
     pages: int = 4
     devices: int = 1
     failures: int = 0
-    parallel_faults: bool = False
+
+    @property
+    def needs(self) -> set[str]:
+        """What must be possible with a driver for the scenario to apply to it, from its threads."""
+        faults = [call.args[0] for call in self.threads if call.protocol in (faulting, device_access)]
+        closed = {call.args[0] for call in self.threads if call.protocol is closing}
+        parallel = {PARALLEL_FAULTS} if len(set(faults)) < len(faults) else set()
+        return parallel | ({CLOSE_DURING_FAULT} if closed & set(faults) else set())
+
+
+def problem(scenario: object) -> str:
+    """Why something cannot serve as a scenario; "" if it can."""
+    if not isinstance(scenario, Scenario):
+        return f"{type(scenario).__name__} is no Scenario"
+    if not isinstance(scenario.name, str) or not scenario.name.isprintable() or not scenario.name:
+        return f"{scenario.name!r} is no name"
+    if not isinstance(scenario.setup, list | tuple) or not isinstance(scenario.threads, list | tuple):
+        return f"{scenario.name}: setup and threads are lists"
+    if not 1 <= len(scenario.threads) <= MAX_THREADS - 1:
+        return f"{scenario.name}: from 1 to {MAX_THREADS - 1} threads"
+    for name, least, most in (("pages", 1, MAX_PAGES), ("devices", 1, MAX_DEVICES), ("failures", 0, 8)):
+        if not isinstance(getattr(scenario, name), int) or not least <= getattr(scenario, name) <= most:
+            return f"{scenario.name}: {name} from {least} to {most}"
+    for call in [*scenario.setup, *scenario.threads]:
+        if not isinstance(call, Call) or not isinstance(call.protocol, Protocol):
+            return f"{scenario.name}: {call!r} is no Call of a protocol"
+        if len(call.args) != len(call.protocol.parameters):
+            names = ", ".join(name for name, _ in call.protocol.parameters)
+            return f"{scenario.name}: {call.protocol.__name__} takes ({names})"
+        for arg in call.args:
+            if arg not in (MM, DEVICE, OTHER) and not isinstance(arg, int):
+                return f"{scenario.name}: {arg!r} is no argument: a number, MM, DEVICE or OTHER"
+    return ""
 
 
 def address(page: int) -> int:

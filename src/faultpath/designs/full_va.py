@@ -10,7 +10,7 @@ mirror itself, and none is in flight when the file is released.
 
 from __future__ import annotations
 
-from faultpath.design import Design
+from faultpath.design import CLOSE_DURING_FAULT, Design
 from faultpath.kernel.errno import EBUSY, EFAULT
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
@@ -142,5 +142,6 @@ design = Design(
     walk=dmirror_walk,
     close=dmirror_fops_release,
     ops=[dmirror_min_ops],
+    never={CLOSE_DURING_FAULT: "a fault is an ioctl, which keeps the file open"},
     doc=__doc__,
 )

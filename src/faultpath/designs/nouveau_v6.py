@@ -21,7 +21,7 @@ channels is one pointer. The unmanaged range, the batching of faults and migrati
 
 from __future__ import annotations
 
-from faultpath.design import Design
+from faultpath.design import PARALLEL_FAULTS, Design
 from faultpath.kernel import mmu_notifier_v6
 from faultpath.kernel.errno import EBUSY, EFAULT, ENOENT, ENOMEM
 from faultpath.kernel.hmm import hmm_range_fault
@@ -319,5 +319,6 @@ design = Design(
     close=nouveau_drm_postclose,
     ops=[nouveau_svm_mni_ops],
     core=mmu_notifier_v6,
+    never={PARALLEL_FAULTS: "one worker serves the fault buffer of a GPU"},
     doc=__doc__,
 )

@@ -567,7 +567,13 @@ design = Design(
     ops=[mlx5_mn_ops],
     parameters=[
         Parameter(
-            "child", 1 << 30, "size of a child (MLX5_IMR_MTT_SIZE)", unit="bytes", minimum=4096, power_of_two=True
+            "child",
+            1 << 30,
+            "size of a child (MLX5_IMR_MTT_SIZE)",
+            unit="bytes",
+            minimum=4096,
+            power_of_two=True,
+            small=16 << 10,
         ),
         Parameter("protection", "refcount", "how a lookup keeps its child alive", choices=("refcount", "srcu")),
     ],

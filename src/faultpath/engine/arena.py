@@ -67,6 +67,7 @@ CHECK_MM = BASE + 17  # what the invariants look at: the mm, how many devices, a
 DEVICES = BASE + 18
 DEVICE_AT = BASE + 20
 DISJOINT = BASE + 24  # the design promises intervals that do not overlap
+GAVE = BASE + 31  # what the primitive that ran last returned
 RESULTS = BASE + 32  # of each thread: 1 if it ever returned 0 or more, 2 if it ever returned an error
 
 REGISTERS = BASE + 512  # of the thread that runs

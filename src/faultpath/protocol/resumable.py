@@ -264,6 +264,8 @@ class _StepEmitter(Emitter):
                 if self.checked:
                     self.set_named(arena.VISIBLE, "0")
                 result = self.invoke(target, [self.value(a) for a in args])
+                if self.checked and not target.blocks:
+                    self.set_named(arena.GAVE, result)
                 if target.blocks:
                     self.leave_if(self.let(f"icmp ne i64 {result}, 0"), back)
                 self.stop_if_others_can_tell(back)

@@ -65,14 +65,12 @@ SCENARIOS = [
         "Two faults on one page, which is dropped.",
         USED,
         [fault(3), fault(3), dontneed(3, 1)],
-        parallel_faults=True,
     ),
     Scenario(
         "two-faults-one-mapping",
         "Two faults in a mapping that goes.",
         MAPPED,
         [fault(1), fault(2), munmap(0, 4)],
-        parallel_faults=True,
     ),
     Scenario(
         "two-first-faults",
@@ -80,7 +78,6 @@ SCENARIOS = [
         [*MAPPED, map_memory(5, 2), access(5)],
         [fault(1), fault(2), dontneed(5, 1)],
         pages=8,
-        parallel_faults=True,
     ),
     Scenario(
         "background",

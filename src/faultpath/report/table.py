@@ -1,0 +1,70 @@
+"""The matrix of ``check --all``: designs against scenarios, whichever way round fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LEGEND = (
+    "holds: in every state; violated: see below; -: cannot happen with the driver; then states, and what was reached:",
+    "c a fault completed, r a fault went round again, f a fault was refused, . not reachable",
+)
+WIDE = 100  # where there is no terminal
+
+
+def matrix(results: list[dict[str, Any]], width: int) -> list[str]:
+    """Its lines."""
+    width = width or WIDE
+    designs = list(dict.fromkeys(r["label"] for r in results))
+    scenarios = list(dict.fromkeys(r["scenario"] for r in results))
+    cells = {(r["label"], r["scenario"]): cell(r) for r in results}
+    across = [["", *scenarios], *([d, *(cells.get((d, s), "-") for s in scenarios)] for d in designs)]
+    if _width(across) <= width:
+        return [*_lines(across), "", *LEGEND, ""]
+    out = []
+    while designs:
+        count = len(designs)
+        while True:
+            some = designs[:count]
+            down = [["", *some], *([s, *(cells.get((d, s), "-") for d in some)] for s in scenarios)]
+            if count == 1 or _width(down) <= width:
+                break
+            count -= 1
+        out += [*_lines(down), ""]
+        designs = designs[count:]
+    return [*out, *LEGEND, ""]
+
+
+def cell(result: dict[str, Any]) -> str:
+    """``holds 1,210 cr.``"""
+    reached = result["reached"] or {}
+    letters = {"completed": "c", "retried": "r", "refused": "f"}
+    marks = "".join(letters[name] if yes else "." for name, yes in reached.items())
+    return f"{result['verdict']} {short(result['states'])} {marks or '   '}"
+
+
+def short(count: int) -> str:
+    """``3.3M``."""
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= 10 * unit or (count >= unit and unit > 10**3):
+            return f"{count / unit:.0f}{name}" if count >= 10 * unit else f"{count / unit:.1f}{name}"
+    return str(count)
+
+
+def _widths(rows: list[list[str]]) -> list[int]:
+    return [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+
+
+def _width(rows: list[list[str]]) -> int:
+    return sum(_widths(rows)) + 2 * (len(rows[0]) - 1)
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
+    widths = _widths(rows)
+
+    def text(row: list[str]) -> str:
+        first, *rest = [
+            f"{cell:{'<' if n == 0 else '>'}{w}}" for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join([first, *rest]).rstrip()
+
+    return [text(rows[0]), "-" * _width(rows), *map(text, rows[1:])]
