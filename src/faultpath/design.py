@@ -45,6 +45,8 @@ class Design:
     :param ops: the tables of function pointers that the driver registers
     :param disjoint: the design promises that its intervals do not overlap
     :param core: module whose protocols replace mainline's where they say so
+    :param invariant: ``invariant(device) -> 0, or anything else where it is broken``: a rule of the design's own, which
+        ``check`` holds it to in every state it finds while the file is open. It may not change anything
     """
 
     name: str
@@ -59,6 +61,7 @@ class Design:
     core: ModuleType | None = None
     doc: str = ""
     disjoint: bool = False
+    invariant: Protocol | None = None
 
     def replacements(self) -> list[Protocol]:
         """The core's protocols that take mainline's place."""
@@ -66,4 +69,5 @@ class Design:
 
     def driver(self) -> Ops:
         """The design as a table of function pointers: the slots of :mod:`faultpath.kernel.mirror`."""
-        return Ops(self.name, device_fault=self.fault, device_walk=self.walk, device_close=self.close)
+        own = {"device_invariant": self.invariant} if self.invariant else {}
+        return Ops(self.name, device_fault=self.fault, device_walk=self.walk, device_close=self.close, **own)

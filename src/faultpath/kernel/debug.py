@@ -242,9 +242,10 @@ def follows(w: Words, held: int, taken: int) -> int:
     """lockdep: class ``taken`` is wanted while ``held`` is held. Never must it have been the other way round."""
     if w[CLASS_AFTER + held] >> taken & 1:
         return 0
-    w[CLASS_AFTER + held] |= 1 << taken
-    if held == taken or classes_after(w, w[CLASS_AFTER + taken]) >> held & 1:
+    # An order that is refused is not remembered: it is refused again when the execution is repeated.
+    if held == taken or classes_after(w, 1 << taken) >> held & 1:
         fail(w, LOCK_ORDER, held << 16 | taken)
+    w[CLASS_AFTER + held] |= 1 << taken
     return 0
 
 
@@ -330,7 +331,10 @@ def lock_downgraded(w: Words, lock: int) -> int:
     thread = w[THREAD]
     if shadow_of(w, lock) & PRIVATE == 0:
         note(w, lock, 1)
-    bit = 1 << (w[LOCK_ID + lock] - 1)
+    number = w[LOCK_ID + lock]
+    if number == 0 or w[thread + HELD_WRITE] >> (number - 1) & 1 == 0:
+        fail(w, NOT_HELD, lock)
+    bit = 1 << (number - 1)
     put(w, thread + HELD_WRITE, w[thread + HELD_WRITE] & ~bit)
     return put(w, thread + HELD_READ, w[thread + HELD_READ] | bit)
 
