@@ -257,13 +257,13 @@ def play(board: Board, tape: int, more: int, again: int) -> int:
             if r:
                 tape = again
                 again = 0
-        elif 11 <= op and op <= 24:
+        elif op >= 11 and op <= 24:
             r = board_locks(board, op, r)
-        elif 25 <= op and op <= 28 or 31 <= op and op <= 34 or op == 46 or op == 48 or op == 54 or op >= 62:
+        elif (op >= 25 and op <= 28) or (op >= 31 and op <= 34) or op == 46 or op == 48 or op == 54 or op >= 62:
             thing = board_things(board, thing, op, r)
             if op == 25 or op == 27 or op == 54 or op == 46 or op == 48 or op >= 63 or op == 34:
                 r = 1 if thing else 0
-        elif op == 29 or op == 30 or 35 <= op and op <= 37 or op == 44 or op == 45 or op == 47 or op >= 60:
+        elif op == 29 or op == 30 or (op >= 35 and op <= 37) or op == 44 or op == 45 or op == 47 or op >= 60:
             if thing:
                 r = board_uses(board, thing, op, r)
         else:
