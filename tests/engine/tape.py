@@ -276,7 +276,9 @@ def play(board: Board, tape: int, more: int, again: int) -> int:
 
 @protocol
 def board_open(mm: Mm) -> Board:
-    return kmalloc(Board, GFP_KERNEL)
+    board = kmalloc(Board, GFP_KERNEL)
+    board.mm = mm
+    return board
 
 
 @protocol
