@@ -53,6 +53,8 @@ class Design:
     :param never: situations that cannot arise with this driver (``PARALLEL_FAULTS``: of one device;
         ``CLOSE_DURING_FAULT``), and why: scenarios that need one do not apply to it
     :param core: module whose protocols replace mainline's where they say so
+    :param invariant: ``invariant(device) -> 0, or anything else where it is broken``: a rule of the design's own, which
+        ``check`` holds it to in every state it finds while the file is open. It may not change anything
     """
 
     name: str
@@ -68,6 +70,7 @@ class Design:
     doc: str = ""
     disjoint: bool = False
     never: Mapping[str, str] = field(default_factory=dict)
+    invariant: Protocol | None = None
 
     def replacements(self) -> list[Protocol]:
         """The core's protocols that take mainline's place."""
@@ -75,4 +78,5 @@ class Design:
 
     def driver(self) -> Ops:
         """The design as a table of function pointers: the slots of :mod:`faultpath.kernel.mirror`."""
-        return Ops(self.name, device_fault=self.fault, device_walk=self.walk, device_close=self.close)
+        own = {"device_invariant": self.invariant} if self.invariant else {}
+        return Ops(self.name, device_fault=self.fault, device_walk=self.walk, device_close=self.close, **own)

@@ -7,6 +7,7 @@ from faultpath.engine.arena import (
     ARENA,
     CHECK_MM,
     CLOSED,
+    CUSTOM,
     DEVICE_AT,
     DEVICES,
     DISJOINT,
@@ -95,9 +96,9 @@ def phase_at(w: Words, addr: int) -> int:
 
 
 @primitive
-def blame(w: Words, addr: int) -> int:
-    """Remember which address broke the rule."""
-    w[STATUS_ARG] = addr
+def blame(w: Words, what: int) -> int:
+    """Remember which address broke the rule, or what the design's own rule returned."""
+    w[STATUS_ARG] = what
     return 0
 
 
@@ -145,7 +146,10 @@ def check_pages(mm: Mm, device: Device) -> int:
                 return UNCOVERED_PTE
         page += PAGE_SIZE
     if has_op(device.driver, "device_invariant"):
-        return device_invariant(device.driver, device)
+        broken = device_invariant(device.driver, device)
+        if broken:
+            blame(broken)
+            return CUSTOM
     return 0
 
 

@@ -22,6 +22,7 @@ from faultpath.protocol.program import Program, Source
 STEPPED, BLOCKED, ENDED = range(3)  # what step() returns, or STOPPED
 
 MAX_STEPS = 4096  # of one call: a thread that goes on longer by itself spins
+MAX_TURNS = 1 << 16  # of loops, in one call: the same for one that makes no step at all
 
 CHECKED = [
     sanitizer.read_word,
@@ -113,6 +114,8 @@ class _StepEmitter(Emitter):
             self.put(f"store i64 0, ptr {place}")
         self.put("%taken = alloca i64")
         self.put("store i64 0, ptr %taken")
+        self.put("%turns = alloca i64")
+        self.put("store i64 0, ptr %turns")
         self.put("%mark = alloca i64")
         self.put("%asked = alloca i64")
         pc = self.word("%thread", PC)
@@ -195,6 +198,10 @@ class _StepEmitter(Emitter):
                 self.set_named(counter, self.let(f"add i64 {self.named(counter)}, {self.value(amount)}"))
                 self.put(f"br label %at.{i + 1}")
             case steps.Jump(to=to):
+                if self.checked and to <= i:
+                    turns = self.let(f"add i64 {self.let('load i64, ptr %turns')}, 1")
+                    self.put(f"store i64 {turns}, ptr %turns")
+                    self.stop_if(self.let(f"icmp sgt i64 {turns}, {MAX_TURNS}"), arena.SPINS)
                 self.put(f"br label %at.{to}")
             case steps.Branch():
                 ways = steps.following(instruction, i)

@@ -1,0 +1,33 @@
+"""The checker against plain Python that explores the same scenarios one access at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.small import ODP, check
+from oracles.explorer import Explorer
+
+CASES = [
+    ("full-va", "fault-munmap"),
+    ("full-va", "fault-close"),
+    ("full-va", "close-reclaim"),
+    ("nouveau-v6", "fault-close"),
+    ("nouveau-v6", "close-reclaim"),
+    (ODP, "fault-close"),
+    (f"{ODP},protection=srcu", "fault-close"),
+]
+
+
+@pytest.mark.parametrize(("design", "scenario"), CASES)
+def test_the_same_states_steps_and_counterexample_as_plain_python(design, scenario):
+    ours = check(design, scenario, reduce=False)
+    theirs = Explorer(ours).explore()
+    found = ours.run()
+    assert (found.verdict, found.status) == (theirs.verdict, theirs.status)
+    assert (found.states, found.transitions, found.depth, found.finished) == (
+        theirs.states,
+        theirs.transitions,
+        theirs.depth,
+        theirs.finished,
+    )
+    assert found.path == theirs.path  # both breadth first, threads in order: the very same shortest one
