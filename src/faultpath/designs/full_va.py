@@ -86,11 +86,11 @@ def dmirror_range_fault(dmirror: Dmirror, addr: int, write: int) -> int:
     """dmirror_range_fault() and dmirror_do_fault() for one page."""
     mm = dmirror.mm
     mni = dmirror.notifier
-    tries = 0
+    retrying = 0
     while not timed_out():
-        if tries:
+        if retrying:
             count("fault_retries")
-        tries += 1
+        retrying = 1
         seq = mmu_interval_read_begin(mni)
         down_read(mm.mmap_lock)
         pfn = hmm_range_fault(mm, mni, seq, addr, write)

@@ -230,11 +230,11 @@ def nouveau_svmm_interval_find(svmm: Svmm, start: int) -> int:
 def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
     """nouveau_range_fault(): read_begin may sleep, under mmap_sem."""
     mm = svmm.mm
-    tries = 0
+    retrying = 0
     while not timed_out():
-        if tries:
+        if retrying:
             count("fault_retries")
-        tries += 1
+        retrying = 1
         down_read(mm.mmap_lock)
         found = nouveau_svmm_interval_find(svmm, addr)
         if found < 0:

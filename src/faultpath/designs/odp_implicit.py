@@ -438,11 +438,11 @@ def ib_umem_odp_map_dma_and_lock(umem: Umem, addr: int, access: int) -> int:
     mm = umem.mm
     if not mmget_not_zero(mm):
         return -EINVAL
-    tries = 0
+    retrying = 0
     while True:
-        if tries:
+        if retrying:
             count("fault_retries")
-        tries += 1
+        retrying = 1
         seq = mmu_interval_read_begin(umem)
         down_read(mm.mmap_lock)
         pfn = hmm_range_fault(mm, umem, seq, addr, access & ODP_WRITE_ALLOWED)
