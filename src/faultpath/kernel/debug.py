@@ -239,12 +239,15 @@ def classes_after(w: Words, classes: int) -> int:
 
 @helper(raw=True)
 def follows(w: Words, held: int, taken: int) -> int:
-    """lockdep: class ``taken`` is wanted while ``held`` is held. Never must it have been the other way round."""
+    """lockdep: class ``taken`` is wanted while ``held`` is held. Never must it have been the other way round.
+
+    An order that closes a circle is not remembered: the search must come upon it again after the random executions.
+    """
     if w[CLASS_AFTER + held] >> taken & 1:
         return 0
-    w[CLASS_AFTER + held] |= 1 << taken
     if held == taken or classes_after(w, w[CLASS_AFTER + taken]) >> held & 1:
         fail(w, LOCK_ORDER, held << 16 | taken)
+    w[CLASS_AFTER + held] |= 1 << taken
     return 0
 
 
