@@ -254,7 +254,10 @@ def classes_after(w: Words, classes: int) -> int:
 
 @helper(raw=True)
 def follows(w: Words, held: int, taken: int) -> int:
-    """lockdep: class ``taken`` is wanted while ``held`` is held. Never must it have been the other way round."""
+    """lockdep: class ``taken`` is wanted while ``held`` is held. Never must it have been the other way round.
+
+    An order that closes a circle is not remembered: the search must come upon it again after the random executions.
+    """
     if w[CLASS_AFTER + held] >> taken & 1:
         return 0
     # An order that is refused is not remembered: it is refused again when the execution is repeated.
@@ -404,7 +407,9 @@ def range_slot(w: Words, range: int) -> int:
 
 @helper(replaces=ghost.range_stands, raw=True)
 def range_stands(w: Words, range: int, where: int) -> int:
-    """An invalidation has come to a phase."""
+    """An invalidation has come to a phase. Where a rule ceases to hold, what was before must have been looked at."""
+    if where != ghost.STARTED:
+        w[VISIBLE] = 1
     slot = range_slot(w, range)
     put(w, slot, range if where else 0)
     put(w, slot + 1, w[range + RANGE_START] if where else 0)
@@ -423,6 +428,7 @@ def callback_stands(w: Words, inside: int, blockable: int) -> int:
 @helper(replaces=ghost.device_closed, raw=True)
 def device_closed(w: Words, device: int) -> int:
     """Which devices are closed."""
+    w[VISIBLE] = 1
     for number in range(w[DEVICES]):
         if w[DEVICE_AT + number] == device:
             put(w, CLOSED, w[CLOSED] | 1 << number)
@@ -450,7 +456,22 @@ def zapped_does_not_matter(w: Words) -> int:
     return 0
 
 
-SETUP = [take_at_setup, give_back_at_setup, next_frame, frame_comes_in]
+@helper(replaces=debug.table_changes, raw=True)
+def table_changes(w: Words, root: int) -> int:
+    """The invariants look at it, whatever lock is held: each change is a step of its own."""
+    if shadow_of(w, root) & PRIVATE == 0:
+        w[VISIBLE] = 1
+    return 0
+
+
+@helper(replaces=debug.table_alive, raw=True)
+def table_alive(w: Words, root: int) -> int:
+    """The invariants walk the device's tables as its MMU does, which must not lead through freed memory."""
+    shadow_of(w, root)
+    return 0
+
+
+SETUP = [take_at_setup, give_back_at_setup, next_frame, frame_comes_in, table_alive]
 
 HOOKS = [
     take,
@@ -471,6 +492,7 @@ HOOKS = [
     range_stands,
     callback_stands,
     device_closed,
+    table_changes,
     next_frame,
     frame_comes_in,
     zapped_does_not_matter,

@@ -34,9 +34,11 @@ from faultpath.kernel.mmu_notifier import (
     Subscriptions,
     mn_itree_is_invalidating,
 )
+from faultpath.kernel.primitives.atomic import atomic_read
 from faultpath.kernel.primitives.ghost import STARTED
 from faultpath.kernel.primitives.itree import itree_first, itree_next
 from faultpath.kernel.primitives.lists import hlist_first, hlist_next
+from faultpath.kernel.primitives.locks import refcount_read
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, VALID, WRITE, pt_get
 from faultpath.protocol.language import container_of, has_op, hook, primitive, protocol
 from faultpath.protocol.struct import SpinLock
@@ -188,7 +190,7 @@ def check_state() -> int:
 
 @protocol
 def check_final() -> int:
-    """When every thread has ended and every device is closed, nothing is left."""
+    """When every thread has ended and every device is closed, nothing is left: no memory, and no hold on the mm."""
     number = 0
     device = check_device(0)
     while device >= 0:
@@ -199,5 +201,9 @@ def check_final() -> int:
     left = memory_left()
     if left:
         blame(left)
+        return LEAK
+    mm = check_mm()
+    if refcount_read(mm.mm_users) > 1 or atomic_read(mm.mm_count):
+        blame(mm)
         return LEAK
     return 0

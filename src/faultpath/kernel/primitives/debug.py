@@ -84,3 +84,15 @@ def list_del_valid(w: Words, node: int) -> int:
 def tree_insert_valid(w: Words, node: int) -> int:
     """A node is about to be put into a tree."""
     return 0
+
+
+@helper
+def table_alive(w: Words, root: int) -> int:
+    """A table is looked into whose root must be in a living object: the device may do that by itself."""
+    return 0
+
+
+@helper
+def table_changes(w: Words, root: int) -> int:
+    """A table changes that the device may look into."""
+    return 0

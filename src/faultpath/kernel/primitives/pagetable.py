@@ -10,6 +10,7 @@ Root words: 0 node, 1 levels above the leaf, 2 first address, 3 end address. Lea
 from __future__ import annotations
 
 from faultpath.engine.world import BAD_ADDRESS, DIR_BITS, INDEX, LEAF_BITS, NEXT_FRAME, STATUS, STATUS_ARG, Stop, Words
+from faultpath.kernel.primitives.debug import table_alive, table_changes
 from faultpath.kernel.primitives.heap import give_back, take
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import PageTable
@@ -75,6 +76,7 @@ def leaf_of(w: Words, pt: int, page: int, create: int) -> int:
 @helper
 def get(w: Words, pt: int, addr: int) -> int:
     """The byte for an address; 0 if not valid or outside the table."""
+    table_alive(w, pt)
     if addr < w[pt + 2] or addr >= w[pt + 3]:
         return 0
     page = (addr - w[pt + 2]) >> PAGE_SHIFT
@@ -88,6 +90,7 @@ def get(w: Words, pt: int, addr: int) -> int:
 @helper
 def put(w: Words, pt: int, addr: int, entry: int) -> int:
     """Store the byte for an address."""
+    table_changes(w, pt)
     if addr < w[pt + 2] or addr >= w[pt + 3]:
         w[STATUS] = BAD_ADDRESS
         w[STATUS_ARG] = addr
@@ -103,6 +106,8 @@ def put(w: Words, pt: int, addr: int, entry: int) -> int:
 @helper
 def edit(w: Words, pt: int, start: int, end: int, keep: int) -> int:
     """AND every entry in ``[start, end)`` with a KEEP mask; the number of valid entries met."""
+    if keep != KEEP_ALL:
+        table_changes(w, pt)
     start = max(start, w[pt + 2]) - w[pt + 2]
     end = min(end, w[pt + 3]) - w[pt + 2]
     if start >= end:

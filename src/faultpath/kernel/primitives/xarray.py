@@ -8,6 +8,7 @@ slots, number of slots in use. A load reads the nodes on its way. A node whose l
 from __future__ import annotations
 
 from faultpath.engine.world import SCRATCH, Words
+from faultpath.kernel.primitives.debug import table_alive, table_changes
 from faultpath.kernel.primitives.heap import give_back, take
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import XArray
@@ -21,6 +22,7 @@ NODE_CLASS = (USED + 8) >> 3
 @helper
 def load(w: Words, xa: int, index: int, steps: int) -> int:
     """The entry at an index, or 0; nodes read add to word ``steps``."""
+    table_alive(w, xa)
     height = w[xa + 1]
     node = w[xa]
     if index >> (SHIFT * height):
@@ -55,6 +57,7 @@ def expand(w: Words, xa: int, index: int) -> int:
 @helper
 def store(w: Words, xa: int, index: int, entry: int) -> int:
     """Set the entry at an index; nodes are made on the way (xas_create)."""
+    table_changes(w, xa)
     expand(w, xa, index)
     height = w[xa + 1]
     if height == 0:
