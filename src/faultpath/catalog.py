@@ -14,6 +14,7 @@ from faultpath.errors import FaultpathError
 
 BUILT_IN = {
     "nouveau-v6": "faultpath.designs.nouveau_v6",
+    "nouveau-v6-fixed": "faultpath.designs.nouveau_v6_fixed",
     "odp-implicit": "faultpath.designs.odp_implicit",
     "full-va": "faultpath.designs.full_va",
 }

@@ -45,6 +45,7 @@ class Design:
     :param ops: the tables of function pointers that the driver registers
     :param disjoint: the design promises that its intervals do not overlap
     :param core: module whose protocols replace mainline's where they say so
+    :param replaces: protocols that replace those of a design that it builds on
     """
 
     name: str
@@ -57,12 +58,14 @@ class Design:
     ops: Sequence[Ops]
     parameters: Sequence[Parameter] = ()
     core: ModuleType | None = None
+    replaces: Sequence[Protocol] = ()
     doc: str = ""
     disjoint: bool = False
 
     def replacements(self) -> list[Protocol]:
-        """The core's protocols that take mainline's place."""
-        return [p for p in vars(self.core).values() if isinstance(p, Protocol)] if self.core else []
+        """The protocols that take another's place, in the core and in the driver."""
+        core = [p for p in vars(self.core).values() if isinstance(p, Protocol)] if self.core else []
+        return [*core, *self.replaces]
 
     def driver(self) -> Ops:
         """The design as a table of function pointers: the slots of :mod:`faultpath.kernel.mirror`."""
