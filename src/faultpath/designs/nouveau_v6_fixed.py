@@ -174,11 +174,11 @@ def nouveau_svmm_interval_create(svmm: Svmm, start: int) -> int:
         return right
     if right:
         last = IntervalNotifier(right).start - 1
-    left = mmu_interval_notifier_find_last(svmm.mm, nouveau_svm_mni_ops, svmm, first, start - 1)
+    left = mmu_interval_notifier_find_last(svmm.mm, nouveau_svm_mni_ops, svmm, start - 1)
     if left < 0:
         return left
     if left:
-        first = IntervalNotifier(left).last + 1
+        first = max(first, IntervalNotifier(left).last + 1)
     smi = nouveau_svmm_new_interval(svmm, first, last)
     if not smi:
         return -ENOMEM

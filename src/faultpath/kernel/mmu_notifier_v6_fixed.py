@@ -9,9 +9,9 @@ from __future__ import annotations
 from faultpath.kernel.errno import EAGAIN
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, mn_itree_is_invalidating, ops_owner
 from faultpath.kernel.mmu_notifier_v6 import LOOKUP_STEPS
-from faultpath.kernel.primitives.itree import itree_first, itree_next
+from faultpath.kernel.primitives.itree import itree_first, itree_last, itree_next, itree_prev
 from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
-from faultpath.protocol.language import NULL, count, protocol, wait_event
+from faultpath.protocol.language import count, protocol, wait_event
 
 
 @protocol
@@ -59,11 +59,11 @@ def mmu_interval_notifier_find(mm: Mm, ops: int, owner: int, start: int, last: i
 
 
 @protocol
-def mmu_interval_notifier_find_last(mm: Mm, ops: int, owner: int, start: int, last: int) -> int:
-    """Change 3: the interval of an owner's in ``[start, last]`` that starts last: what is nearest on the left.
+def mmu_interval_notifier_find_last(mm: Mm, ops: int, owner: int, last: int) -> int:
+    """Change 3: of an owner's intervals that start at or before ``last`` the one that starts last: the nearest.
 
-    Forced by grown-mapping: ``find`` returns the lowest, behind which a new interval overlaps all others. Disjoint
-    intervals end in the order in which they start, so the last to start is the nearest.
+    Forced by grown-mapping: ``find`` returns the lowest, behind which a new interval overlaps all others. To go on from
+    there with more ``find`` reads every interval of the mapping: four times the nodes on git-repack.trace.
     """
     subs = mm.notifier_subscriptions
     count("lookups")
@@ -71,14 +71,13 @@ def mmu_interval_notifier_find_last(mm: Mm, ops: int, owner: int, start: int, la
     if tree_is_behind(subs):
         spin_unlock(subs.lock)
         return -EAGAIN
-    found = IntervalNotifier(NULL)
-    sub = IntervalNotifier(itree_first(subs.itree, start, last, LOOKUP_STEPS))
+    sub = IntervalNotifier(itree_last(subs.itree, last, LOOKUP_STEPS))
     while sub:
         if is_of(sub, ops, owner):
-            found = sub
-        sub = IntervalNotifier(itree_next(sub, start, last, LOOKUP_STEPS))
+            break
+        sub = IntervalNotifier(itree_prev(sub, LOOKUP_STEPS))
     spin_unlock(subs.lock)
-    return found
+    return sub
 
 
 @protocol
