@@ -29,3 +29,18 @@ def test_the_session_in_the_readme_is_what_the_command_prints():
     command = [sys.executable, "-m", "faultpath", *shown[1].split()[1:]]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.rstrip() == shown[2].rstrip()
+
+
+def test_every_violation_of_nouveau_v6_is_in_the_documents():
+    """The scenarios that tests/designs/test_nouveau_v6_fixed.py holds the checker to."""
+    tests = (ROOT / "tests" / "designs" / "test_nouveau_v6_fixed.py").read_text()
+    violated = re.findall(r'"([\w-]+)": ', tests[tests.index("VIOLATED = {") : tests.index("def verdict")])
+    document = (ROOT / "docs" / "nouveau-v6.md").read_text()
+    assert len(violated) > 10
+    assert [name for name in violated if f"`{name}`" not in document] == []
+
+
+def test_the_cost_of_nouveau_v6_fixed_is_what_the_command_prints():
+    command = [sys.executable, "benchmarks/fixes.py"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() in (ROOT / "docs" / "nouveau-v6.md").read_text()

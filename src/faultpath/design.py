@@ -53,6 +53,7 @@ class Design:
     :param never: situations that cannot arise with this driver (``PARALLEL_FAULTS``: of one device;
         ``CLOSE_DURING_FAULT``), and why: scenarios that need one do not apply to it
     :param core: module whose protocols replace mainline's where they say so
+    :param replaces: protocols that replace those of a design that it builds on
     :param invariant: ``invariant(device) -> 0, or anything else where it is broken``: a rule of the design's own, which
         ``check`` holds it to in every state it finds while the file is open. It may not change anything
     """
@@ -67,14 +68,16 @@ class Design:
     ops: Sequence[Ops]
     parameters: Sequence[Parameter] = ()
     core: ModuleType | None = None
+    replaces: Sequence[Protocol] = ()
     doc: str = ""
     disjoint: bool = False
     never: Mapping[str, str] = field(default_factory=dict)
     invariant: Protocol | None = None
 
     def replacements(self) -> list[Protocol]:
-        """The core's protocols that take mainline's place."""
-        return [p for p in vars(self.core).values() if isinstance(p, Protocol)] if self.core else []
+        """The protocols that take another's place, in the core and in the driver."""
+        core = [p for p in vars(self.core).values() if isinstance(p, Protocol)] if self.core else []
+        return [*core, *self.replaces]
 
     def driver(self) -> Ops:
         """The design as a table of function pointers: the slots of :mod:`faultpath.kernel.mirror`."""

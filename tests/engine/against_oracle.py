@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import full_va, nouveau_v6, odp_implicit
+from faultpath.designs import full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
-from oracles.designs import FullVa, NouveauV6, odp
+from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
 from oracles.running import Run, differences, table
 from oracles.sequences import possible, smallest
 
@@ -23,7 +23,11 @@ class Case:
     values: list[int] = field(default_factory=list)
 
 
-CASES = {"nouveau-v6": Case(nouveau_v6.design, NouveauV6), "full-va": Case(full_va.design, FullVa)}
+CASES = {
+    "nouveau-v6": Case(nouveau_v6.design, NouveauV6),
+    "nouveau-v6-fixed": Case(nouveau_v6_fixed.design, NouveauV6Fixed),
+    "full-va": Case(full_va.design, FullVa),
+}
 # One page, less than one block of eight, one block, a few, one leaf, several leaves, the default.
 for size, srcu in (
     (4 << 10, 0),

@@ -17,7 +17,7 @@ from oracles.running import Run, differences, table
 
 RECORDINGS = sorted((Path(__file__).resolve().parents[2] / "recordings").glob("*.trace"))
 ROWS = 12_000
-NAMES = ("nouveau-v6", "odp-implicit:child=1048576K,protection=refcount", "full-va")
+NAMES = ("nouveau-v6", "nouveau-v6-fixed", "odp-implicit:child=1048576K,protection=refcount", "full-va")
 
 
 def listed(rows: feed.Rows) -> list[Row]:

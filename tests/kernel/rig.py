@@ -102,6 +102,16 @@ def tree_next(node: IntervalNode, start: int, last: int) -> int:
 
 
 @protocol
+def tree_last(rig: Rig, last: int) -> int:
+    return itree.itree_last(rig.tree, last, SCRATCH)
+
+
+@protocol
+def tree_prev(node: IntervalNode) -> int:
+    return itree.itree_prev(node, SCRATCH)
+
+
+@protocol
 def tree_outside(node: IntervalNode) -> int:
     return itree.rb_empty_node(node)
 

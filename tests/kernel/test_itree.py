@@ -71,6 +71,14 @@ class Both:
         assert at == 0
         assert self.bench.w[SCRATCH] == self.tree.steps
 
+    def same_backwards(self, last: int) -> None:
+        """last and prev find whatever starts at or before a point, in reverse order."""
+        at = self.bench.tree_last(self.bench.rig, last)
+        for want in [node for node in self.tree if node.start <= last][::-1]:
+            assert at == self.address[want]
+            at = self.bench.tree_prev(at)
+        assert at == 0
+
 
 def black_depth(node: Node) -> int:
     """The number of black nodes on the way down, the same for every way."""
@@ -97,6 +105,7 @@ def test_shape_and_steps_are_the_kernels(python: bool, seed: int, width: int, gr
         both.same_shape()
         start = random.randint(-1, width)
         both.same_search(start, start + random.randint(0, width // 2))
+        both.same_backwards(start)
     while nodes:
         both.remove(nodes.pop(random.randrange(len(nodes))))
         both.same_shape()

@@ -74,6 +74,10 @@ class NouveauV6(Driver):
         self.counts.n["lookup_steps"] += self.tree.steps
         return node or None
 
+    def left_neighbour(self, start: int, last: int) -> Node | None:
+        """The series takes what find() returns, the lowest."""
+        return self.find(start, last)
+
     def create(self, start: int, last: int) -> None:
         self.counts.alloc(atomic=True)
         self.counts.bytes(self.BYTES)
@@ -94,7 +98,7 @@ class NouveauV6(Driver):
             if vma is None or page < vma.start:
                 return -ENOENT
             right = self.find(page + PAGE, vma.end - 1)
-            left = self.find(vma.start, page - 1)
+            left = self.left_neighbour(vma.start, page - 1)
             self.create(left.last + 1 if left else vma.start, right.start - 1 if right else vma.end - 1)
         self.read_begin()
         writable = self.hmm_range_fault(page, write)
@@ -150,6 +154,22 @@ class NouveauV6(Driver):
         while node := self.find(0, MAX):
             self.tree.remove(node)
             self.release()
+
+
+class NouveauV6Fixed(NouveauV6):
+    """The series mended: alone, a process meets only the larger structure and the nearest left neighbour."""
+
+    BYTES = 136
+
+    def left_neighbour(self, start: int, last: int) -> Node | None:
+        """mmu_interval_notifier_find_last(): down the tree by start; it may end before the VMA begins."""
+        self.counts.n["lookups"] += 1
+        self.lock("subscriptions")
+        node = self.tree.root
+        while node:
+            self.counts.n["lookup_steps"] += 1
+            node = node.right if node.start <= last else node.left
+        return max(self.tree.overlapping(start, last), key=lambda n: n.last, default=None)
 
 
 class Child:

@@ -75,6 +75,7 @@ class Svm(Device):
     mutex: ParentMutex
     ivmm: Svmm  # svm->inst: whose faults the channel's are
     vmm: Vmm  # chan->vmm: what the GPU translates with, NULL when the channel is gone
+    handling: int  # the fault handler runs, for those who wait for it: nobody in the series
 
 
 class SvmmInterval(IntervalNotifier):
@@ -188,10 +189,17 @@ def nouveau_svmm_interval_release(mni: IntervalNotifier) -> None:
     kfree(SvmmInterval(mni))
 
 
+@protocol
+def nouveau_svmm_interval_owner(mni: IntervalNotifier) -> int:
+    """Whose it is. The series does not ask; the checker does, for intervals of two clients may overlap."""
+    return SvmmInterval(mni).svmm
+
+
 nouveau_svm_mni_ops = Ops(
     "nouveau_svm_mni_ops",
     invalidate=nouveau_svmm_interval_invalidate,
     release=nouveau_svmm_interval_release,
+    owner=nouveau_svmm_interval_owner,
 )
 
 
@@ -320,5 +328,6 @@ design = Design(
     ops=[nouveau_svm_mni_ops],
     core=mmu_notifier_v6,
     never={PARALLEL_FAULTS: "one worker serves the fault buffer of a GPU"},
+    disjoint=True,
     doc=__doc__,
 )

@@ -69,6 +69,7 @@ COUNTS = (
     search.FINISHED,
     search.EDGE_COUNT,
     arena.LATE,
+    search.BROKEN_AT,
     arena.BROKEN,
 )
 
@@ -390,7 +391,7 @@ class Check:
         consumed = 0
         while True:
             why = functions.call_raw(search.search, w, 1 << 15)
-            if w[arena.BROKEN]:
+            if w[arena.BROKEN] and (why != search.PAUSED or w[search.EXPANDED] > 2 * w[search.BROKEN_AT] > 0):
                 return None
             if why == search.TABLE_FULL:
                 entries *= 2

@@ -55,6 +55,7 @@ EDGE_COUNT = BASE + 20
 FIRST_EDGE = BASE + 21  # of each state: number of its first edge << 8 | threads that could not move
 FINISHED = BASE + 22  # states in which every thread had ended
 MAX_FOUND = BASE + 23  # states the memory is for
+BROKEN_AT = BASE + 25  # state at which a word taken for guarded turned out not to be, and some more
 SYMMETRY = BASE + 24  # like threads are put in order
 BIT = BASE + 32  # of each thread: its bit in a guard mask; like threads have none
 STEP = BASE + 40  # of each thread: the code
@@ -336,8 +337,13 @@ def expand(w: Words, state: int) -> int:
 
 @helper(raw=True)
 def search(w: Words, budget: int) -> int:
-    """Expand up to ``budget`` states; why it stopped."""
+    """Expand up to ``budget`` states; why it stopped.
+
+    A search that must begin anew goes on until it is twice as far, to learn what else it did not know.
+    """
     while budget > 0:
+        if w[BROKEN_AT] and w[EXPANDED] > 2 * w[BROKEN_AT]:
+            return PAUSED
         state = w[EXPANDED]
         if state == w[FOUND]:
             return EXHAUSTED
@@ -351,8 +357,10 @@ def search(w: Words, budget: int) -> int:
         dequeue(w)
         w[EXPANDED] += 1
         why = expand(w, state)
-        if why or w[BROKEN]:
+        if why:
             return why
+        if w[BROKEN] and w[BROKEN_AT] == 0:
+            w[BROKEN_AT] = state + 1000
         budget -= 1
     return PAUSED
 

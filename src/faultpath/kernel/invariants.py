@@ -33,6 +33,7 @@ from faultpath.kernel.mmu_notifier import (
     Notifier,
     Subscriptions,
     mn_itree_is_invalidating,
+    ops_owner,
 )
 from faultpath.kernel.primitives.atomic import atomic_read
 from faultpath.kernel.primitives.ghost import STARTED
@@ -156,17 +157,29 @@ def check_pages(mm: Mm, device: Device) -> int:
 
 
 @protocol
+def same_owner(sub: IntervalNotifier, other: IntervalNotifier) -> int:
+    """Whether two intervals are one driver's, and one client's where it tells clients apart."""
+    if sub.ops != other.ops:
+        return 0
+    if has_op(sub.ops, "owner"):
+        return ops_owner(sub.ops, sub) == ops_owner(sub.ops, other)
+    return 1
+
+
+@protocol
 def check_disjoint(subs: Subscriptions) -> int:
-    """No two intervals of one driver overlap, where the tree is not about to change."""
+    """No two intervals of one client overlap, where the tree is not about to change."""
     if mn_itree_is_invalidating(subs) or not is_free(subs.lock):
         return 0
     sub = IntervalNotifier(itree_first(subs.itree, 0, span_end(), SCRATCH))
     while sub:
-        following = IntervalNotifier(itree_next(sub, 0, span_end(), SCRATCH))
-        if following and following.ops == sub.ops and following.start <= sub.last:
-            blame(following.start)
-            return OVERLAP
-        sub = following
+        other = IntervalNotifier(itree_next(sub, sub.start, sub.last, SCRATCH))
+        while other:
+            if same_owner(sub, other):
+                blame(other.start)
+                return OVERLAP
+            other = IntervalNotifier(itree_next(other, sub.start, sub.last, SCRATCH))
+        sub = IntervalNotifier(itree_next(sub, 0, span_end(), SCRATCH))
     return 0
 
 

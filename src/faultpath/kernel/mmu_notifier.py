@@ -120,6 +120,11 @@ def ops_invalidate(ops: int, sub: IntervalNotifier, range: Range, cur_seq: int) 
     """mmu_interval_notifier_ops.invalidate: false only if it would have to sleep and must not."""
 
 
+@hook("owner")
+def ops_owner(ops: int, sub: IntervalNotifier) -> int:
+    """Whose interval it is, where a driver has several clients. Linux's core does not ask."""
+
+
 @hook("invalidate_range_start")
 def ops_invalidate_range_start(ops: int, sub: Notifier, range: Range) -> int:
     """mmu_notifier_ops.invalidate_range_start: 0 or -EAGAIN."""

@@ -371,3 +371,42 @@ def itree_next(w: Words, node: int, start: int, last: int, steps: int) -> int:
             return 0
         if start <= w[node + LAST]:
             return node
+
+
+@primitive
+def itree_last(w: Words, root: IntervalTree, last: int, steps: int) -> int:
+    """The last node in order that starts at or before ``last``, or 0: a walk down by start. The kernel has no such."""
+    found = 0
+    read = 0
+    node = w[root]
+    while node:
+        read += 1
+        if w[node + START] <= last:
+            found = node
+            node = w[node + RIGHT]
+        else:
+            node = w[node + LEFT]
+    w[steps] += read
+    return found
+
+
+@primitive
+def itree_prev(w: Words, node: int, steps: int) -> int:
+    """rb_prev(): the node before this one in order, or 0."""
+    read = 0
+    before = w[node + LEFT]
+    if before:
+        read += 1
+        while w[before + RIGHT]:
+            before = w[before + RIGHT]
+            read += 1
+    else:
+        before = parent_of(w, node)
+        while before and w[before + LEFT] == node:
+            read += 1
+            node = before
+            before = parent_of(w, node)
+        if before:
+            read += 1
+    w[steps] += read
+    return before
