@@ -201,11 +201,7 @@ def still_tracks(smi: SvmmInterval, addr: int) -> int:
 def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
     """nouveau_range_fault(), with changes 1, 4 and 6."""
     mm = svmm.mm
-    tries = 0
     while not timed_out():
-        if tries:
-            count("fault_retries")
-        tries += 1
         down_read(mm.mmap_lock)
         found = nouveau_svmm_interval_find(svmm, addr)
         if found < 0:
@@ -213,6 +209,7 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
             if found != -EAGAIN:
                 return found
             mmu_interval_notifier_synchronize(mm)
+            count("fault_retries")
             continue
         smi = SvmmInterval(found)
         seq = mmu_interval_read_begin(smi)
@@ -222,6 +219,7 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
             svmm_interval_done(smi)
             if pfn != -EBUSY:
                 return pfn
+            count("fault_retries")
             continue
         mutex_lock(svmm.mutex)
         if not mmu_interval_read_retry(smi, seq) and still_tracks(smi, addr):
@@ -232,6 +230,7 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
             return 0
         mutex_unlock(svmm.mutex)
         svmm_interval_done(smi)
+        count("fault_retries")
     return -EBUSY
 
 
