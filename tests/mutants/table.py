@@ -81,7 +81,6 @@ DRIVER = [
         ),
         at="fault-vs-dontneed",
         breaks="progress",
-        pending="the search for cycles without progress",
     ),
     bug(
         FULL_VA,
@@ -91,7 +90,6 @@ DRIVER = [
         ("        seq = mmu_interval_read_begin(mni)\n        down", "        down"),
         at="fault-vs-dontneed",
         breaks="progress",
-        pending="the search for cycles without progress",
     ),
     bug(
         FULL_VA,
@@ -629,7 +627,6 @@ CORE = [
         ("        if mn_itree_is_invalidating(subs):\n", "        if False:\n"),
         at="second-client",
         breaks="structure",
-        pending="a check that the tree does not change under a walk",
     ),
     bug(
         FULL_VA,

@@ -31,6 +31,7 @@ GENERATION = ARENA + 64  # how often each page came in
 PAGES = 64
 FAILURES = ARENA + 128  # allocations that may still fail
 CLOSED = ARENA + 129  # devices whose file has been closed, one bit each
+WALKING = ARENA + 130  # threads that go over the interval tree without its lock, one bit each
 OBJECTS = ARENA + 136  # here objects begin
 
 STARTING, STARTED = 1, 2  # phases: range_start has been called; it has returned
@@ -68,6 +69,7 @@ DEVICES = BASE + 18
 DEVICE_AT = BASE + 20
 DISJOINT = BASE + 24  # the design promises intervals that do not overlap
 GAVE = BASE + 31  # what the primitive that ran last returned
+ITREE = BASE + 25  # root of the interval tree
 RESULTS = BASE + 32  # of each thread: 1 if it ever returned 0 or more, 2 if it ever returned an error
 
 REGISTERS = BASE + 512  # of the thread that runs
@@ -121,6 +123,7 @@ DEADLOCK = 38
 LEAK = 39
 LIVELOCK = 40
 CUSTOM = 41
+TREE_WALKED = 42
 ARENA_FULL = 60  # not the design's fault
 
 

@@ -8,6 +8,9 @@ access that depends on this one before this one is made: the thread's next step 
 is such a step too: who waits for it cannot go on before, and whoever only tries it makes the lock's word shared. A
 thread never goes on for ever so, since a call of step() that does is itself a violation, so no other is forgotten.
 
+The invariants look at states, of which there are fewer now. What they look at is therefore always a step of its own:
+page tables that a device or the CPU uses, and the phases of an invalidation (condition C2 of ample sets).
+
 That a word is guarded is a statement about all executions; it is made from those seen and verified at every access of
 the reduced search. If it is wrong, take a shortest execution that shows it: every step before the last obeys the
 statements, so the persistent-set argument applies to it and the reduced search reaches the same last access (Stoller
@@ -35,6 +38,7 @@ from faultpath.kernel import debug
 from faultpath.kernel.invariants import check_final, check_state
 from faultpath.kernel.mirror import attach
 from faultpath.kernel.mm import mm_init
+from faultpath.kernel.mmu_notifier import Mm, Subscriptions
 from faultpath.kernel.threads import worker
 from faultpath.protocol.language import Protocol
 from faultpath.protocol.native import STOPPED
@@ -216,6 +220,8 @@ class Check:
             raise FaultpathError("too much state", self.scenario.name, "fewer threads or pages")
         w[arena.LIMIT] = record
         w[arena.CHECK_MM] = self.mm
+        subscriptions = int(w[self.mm + Mm.fields["notifier_subscriptions"].offset])
+        w[arena.ITREE] = subscriptions + Subscriptions.fields["itree"].offset
         w[arena.DEVICES] = len(self.devices)
         w[arena.DEVICE_AT : arena.DEVICE_AT + len(self.devices)] = self.devices
         w[arena.DISJOINT] = int(self.design.disjoint)

@@ -26,6 +26,7 @@ VIOLATIONS: dict[int, tuple[str, str]] = {
     arena.LIST_ADD: ("structure", "list: double add"),
     arena.LIST_DEL: ("structure", "list: double delete"),
     arena.TREE_INSERT: ("structure", "interval tree: double insert"),
+    arena.TREE_WALKED: ("structure", "interval tree changed while an invalidation goes over it without the lock"),
     arena.SPINS: ("progress", "a loop that goes on for ever by itself"),
     arena.STALE_PTE: ("coherence", "stale device PTE: it does not name what the CPU's does, or permits more"),
     arena.PTE_DURING_INVALIDATION: ("coherence", "device PTE valid between range_start's return and range_end"),

@@ -21,6 +21,7 @@ from faultpath.engine.arena import (
     FAILURES,
     FREED,
     GENERATION,
+    ITREE,
     LIMIT,
     LIST_ADD,
     LIST_DEL,
@@ -51,7 +52,9 @@ from faultpath.engine.arena import (
     THREAD,
     TIMEOUTS,
     TREE_INSERT,
+    TREE_WALKED,
     VISIBLE,
+    WALKING,
 )
 from faultpath.engine.sanitizer import fail, note, note_count, note_free, put, shadow_of, window_used
 from faultpath.engine.thread import ATOMIC, CALLBACK, HELD_READ, HELD_WRITE, NON_BLOCK
@@ -65,6 +68,7 @@ from faultpath.protocol.struct import ROLES
 
 MMAP_LOCK = ROLES.index("mmap_lock")
 RANGE_START = Range.fields["start"].offset
+MAX_ROUNDS = 1 << 16
 RANGE_END = Range.fields["end"].offset
 
 
@@ -425,6 +429,28 @@ def callback_stands(w: Words, inside: int, blockable: int) -> int:
     return put(w, place, w[place] + deeper if inside else w[place] - deeper)
 
 
+@helper(replaces=ghost.walk_stands, raw=True)
+def walk_stands(w: Words, inside: int) -> int:
+    """The running thread goes over the interval tree without its lock, or no more."""
+    bit = 1 << (w[TID] - 1)
+    return put(w, WALKING, w[WALKING] | bit if inside else w[WALKING] & ~bit)
+
+
+@helper(replaces=debug.tree_changes, raw=True)
+def tree_changes(w: Words, root: int) -> int:
+    """The core promises its walkers that the tree stands still: that is what the odd sequence number is for."""
+    if root == w[ITREE] and w[WALKING]:
+        fail(w, TREE_WALKED, root)
+    return 0
+
+
+@helper(replaces=time.expired, raw=True)
+def expired_at_setup(w: Words) -> int:
+    """Before threads run nothing stands in a loop's way: one that still goes round is ended."""
+    w[ASKED] += 1
+    return 1 if w[ASKED] > MAX_ROUNDS else 0
+
+
 @helper(replaces=ghost.device_closed, raw=True)
 def device_closed(w: Words, device: int) -> int:
     """Which devices are closed."""
@@ -471,7 +497,7 @@ def table_alive(w: Words, root: int) -> int:
     return 0
 
 
-SETUP = [take_at_setup, give_back_at_setup, next_frame, frame_comes_in, table_alive]
+SETUP = [take_at_setup, give_back_at_setup, expired_at_setup, next_frame, frame_comes_in, table_alive]
 
 HOOKS = [
     take,
@@ -489,6 +515,8 @@ HOOKS = [
     list_add_valid,
     list_del_valid,
     tree_insert_valid,
+    tree_changes,
+    walk_stands,
     range_stands,
     callback_stands,
     device_closed,

@@ -14,7 +14,15 @@ from faultpath.engine.world import INDEX
 from faultpath.kernel.errno import EAGAIN
 from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_inc
 from faultpath.kernel.primitives.count import count_interval, zapped_so_far
-from faultpath.kernel.primitives.ghost import callback_begins, callback_ends, range_over, range_started, range_starting
+from faultpath.kernel.primitives.ghost import (
+    callback_begins,
+    callback_ends,
+    range_over,
+    range_started,
+    range_starting,
+    walk_begins,
+    walk_ends,
+)
 from faultpath.kernel.primitives.itree import (
     itree_first,
     itree_insert,
@@ -242,12 +250,16 @@ def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
     """mn_itree_invalidate(): every interval that overlaps, in order of start, one after the other."""
     sub = mn_itree_inv_start_range(subs, range)
     cur_seq = range.cur_seq
+    if sub:
+        walk_begins()
     while sub:
         if not invoke_invalidate(sub, range, cur_seq) and not range.blockable:
+            walk_ends()
             # The caller must not call range_end after -EAGAIN.
             mn_itree_inv_end(subs)
             return -EAGAIN
         sub = mn_itree_inv_next(sub, range)
+    walk_ends()
     return 0
 
 
@@ -338,9 +350,12 @@ def mn_itree_release(subs: Subscriptions, range: Range) -> None:
     """mn_itree_release(): at exit every interval is told RELEASE over the whole address space; it stays registered."""
     sub = mn_itree_inv_start_range(subs, range)
     cur_seq = range.cur_seq
+    if sub:
+        walk_begins()
     while sub:
         invoke_invalidate(sub, range, cur_seq)
         sub = mn_itree_inv_next(sub, range)
+    walk_ends()
     mn_itree_inv_end(subs)
 
 

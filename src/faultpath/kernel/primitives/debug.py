@@ -81,6 +81,12 @@ def list_del_valid(w: Words, node: int) -> int:
 
 
 @helper
+def tree_changes(w: Words, root: int) -> int:
+    """A tree is about to be changed."""
+    return 0
+
+
+@helper
 def tree_insert_valid(w: Words, node: int) -> int:
     """A node is about to be put into a tree."""
     return 0

@@ -23,6 +23,12 @@ def callback_stands(w: Words, inside: int, blockable: int) -> int:
 
 
 @helper
+def walk_stands(w: Words, inside: int) -> int:
+    """The running thread goes over the interval tree without its lock from now on, or no more."""
+    return 0
+
+
+@helper
 def device_closed(w: Words, device: int) -> int:
     """A device's file is being closed."""
     return 0
@@ -44,6 +50,18 @@ def range_started(w: Words, range: int) -> int:
 def range_over(w: Words, range: int) -> int:
     """range_end was called, or a non-blocking range_start was refused."""
     return range_stands(w, range, OVER)
+
+
+@primitive
+def walk_begins(w: Words) -> int:
+    """An interval was found: from it the others are reached without the lock, so nobody may change the tree."""
+    return walk_stands(w, 1)
+
+
+@primitive
+def walk_ends(w: Words) -> int:
+    """The last one has been called back."""
+    return walk_stands(w, 0)
 
 
 @primitive

@@ -12,7 +12,7 @@ Words of a root: 0 root node, 1 leftmost node.
 from __future__ import annotations
 
 from faultpath.engine.world import STATUS, STATUS_ARG, TREE, Stop, Words
-from faultpath.kernel.primitives.debug import tree_insert_valid
+from faultpath.kernel.primitives.debug import tree_changes, tree_insert_valid
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import IntervalTree
 
@@ -144,6 +144,7 @@ def insert_color(w: Words, node: int, root: int) -> int:
 @primitive
 def itree_insert(w: Words, root: IntervalTree, node: int) -> int:
     """interval_tree_insert(): the node's START and LAST are set already. Equal starts go to the right."""
+    tree_changes(w, root)
     tree_insert_valid(w, node)
     start = w[node + START]
     last = w[node + LAST]
@@ -233,6 +234,7 @@ def leftmost_after(w: Words, node: int) -> int:
 @primitive
 def itree_remove(w: Words, root: IntervalTree, node: int) -> int:
     """interval_tree_remove(): unlink and rebalance (__rb_erase_augmented); the node stays marked as outside a tree."""
+    tree_changes(w, root)
     if itree_is_empty_node(w, node):
         w[STATUS] = TREE
         w[STATUS_ARG] = node
