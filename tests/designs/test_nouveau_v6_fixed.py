@@ -27,6 +27,8 @@ OVERLAP = "intervals promised disjoint overlap"
 DURING = "device PTE valid between range_start's return and range_end"
 UNCOVERED = "device PTE valid where no interval would be called back"
 
+PROPERTY = {what: which for which, what in VIOLATIONS.values()}  # two ways to break one may come equally early
+
 VIOLATED = {
     "fault-vs-munmap": UAF,
     "shrunk-interval": DURING,
@@ -198,4 +200,4 @@ LEFT_OUT: dict[str, tuple[list[Protocol], dict[str, str]]] = {
 def test_no_change_can_be_left_out(change: str) -> None:
     changes, expected = LEFT_OUT[change]
     found = {name: broken(verdict(nouveau_v6_fixed.design, NAMED[name], *changes)) for name in expected}
-    assert found == expected
+    assert {n: PROPERTY.get(w, w) for n, w in found.items()} == {n: PROPERTY[w] for n, w in expected.items()}, found
