@@ -97,7 +97,7 @@ DRIVER = [
         FAULT,
         (
             "        mutex_lock(dmirror.mutex)\n        if mmu_interval_read_retry(mni, seq):\n"
-            "            mutex_unlock(dmirror.mutex)\n            continue\n",
+            '            mutex_unlock(dmirror.mutex)\n            count("fault_retries")\n            continue\n',
             "        if mmu_interval_read_retry(mni, seq):\n            continue\n        mutex_lock(dmirror.mutex)\n",
         ),
         at="fault-vs-dontneed",
@@ -134,7 +134,10 @@ DRIVER = [
         FULL_VA,
         "driver's lock not given up on retry",
         FAULT,
-        ("            mutex_unlock(dmirror.mutex)\n            continue\n", "            continue\n"),
+        (
+            '            mutex_unlock(dmirror.mutex)\n            count("fault_retries")\n            continue\n',
+            "            continue\n",
+        ),
         at="fault-vs-dontneed",
         breaks="locks",
     ),
@@ -393,9 +396,11 @@ ODP = [
         (
             "        if mmu_interval_read_retry(umem, seq):\n"
             "            mutex_unlock(umem.umem_mutex)\n"
+            '            count("fault_retries")\n'
             "            continue\n",
             "        if mmu_interval_read_retry(umem, seq):\n"
             "            mutex_unlock(umem.umem_mutex)\n"
+            '            count("fault_retries")\n'
             "            continue\n"
             "        mutex_unlock(umem.umem_mutex)\n",
         ),
