@@ -133,7 +133,7 @@ def test_what_others_can_tell_is_not_taken_together(name, learn):
     assert full.verdict == "violated" or len(full.outcomes) > 1
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(programs(), st.integers(0, 1), st.booleans())
 def test_random_programs_come_to_the_same_with_and_without(threads, failures, learn):
     compare(threads, failures, learn)
