@@ -1,0 +1,113 @@
+"""The checker on the designs that come with it: how many states, which verdicts, and that counterexamples are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.small import check
+from faultpath.engine import arena
+from faultpath.engine.check import Check, Verdict
+from faultpath.engine.status import VIOLATIONS
+from faultpath.engine.trail import trail
+from faultpath.protocol.native import STOPPED
+from oracles.explorer import Explorer
+
+KNOWN = json.loads((Path(__file__).parent / "states.json").read_text())
+ROWS = [(design, scenario) for design, scenarios in KNOWN.items() for scenario in scenarios]
+VIOLATED = [(design, scenario) for design, scenario in ROWS if KNOWN[design][scenario]["reduced"][0] == "violated"]
+
+
+def numbers(found: Verdict) -> list:
+    return [found.verdict, found.status, found.states, found.transitions, found.depth, found.finished]
+
+
+def property_of(row: list) -> str:
+    return VIOLATIONS[row[1]][0] if row[1] else ""
+
+
+@pytest.mark.parametrize(("design", "scenario"), ROWS)
+def test_states_are_as_many_as_ever_and_the_reduction_changes_no_verdict(design, scenario):
+    """states.json: verdict, status, states, transitions, depth, finished. ``REWRITE=1`` writes it anew."""
+    known = KNOWN[design][scenario]
+    rows = {way: numbers(check(design, scenario, reduce=way == "reduced").run()) for way in known}
+    if os.environ.get("REWRITE"):
+        known.update(rows)
+        flat = re.compile(r"\[[^\]]*\]")
+        text = flat.sub(lambda row: json.dumps(json.loads(row[0])), json.dumps(KNOWN, indent=1))
+        (Path(__file__).parent / "states.json").write_text(text + "\n")
+    assert rows == known
+    if "full" in rows:
+        reduced, full = rows["reduced"], rows["full"]
+        assert (reduced[0], property_of(reduced)) == (full[0], property_of(full))
+        assert reduced[2] <= full[2]
+        assert reduced[4] <= full[4]
+        if full[0] == "holds":
+            assert reduced[5] == full[5]  # the same ends
+
+
+AGAIN = [(d, s) for d, s in ROWS if s in ("teardown-vs-fault", "oom-vs-fault", "fault-vs-mprotect")]
+
+
+def test_a_search_gives_the_same_numbers_again_and_in_a_process_of_its_own():
+    def all_of_them() -> list:
+        return [[*numbers(found), found.path] for found in (check(d, s).run() for d, s in AGAIN)]
+
+    first = all_of_them()
+    assert all_of_them() == first
+    found = check(*AGAIN[0])
+    assert [numbers(found.run()) for _ in range(2)] == [first[0][:-1]] * 2
+    text = f"""
+import json, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from engine.test_check import AGAIN, check, numbers
+print(json.dumps([[*numbers(found), found.path] for found in (check(d, s).run() for d, s in AGAIN)]))
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
+    out = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, env=env).stdout
+    assert json.loads(out) == json.loads(json.dumps(first))
+
+
+def one_access_a_step(found: Check, verdict: Verdict) -> list[tuple[int, int]]:
+    """The path of a counterexample, taken apart into accesses."""
+    w, path = found.w, []
+    found.reset()
+    for number, choices in verdict.path:
+        w[arena.FINE] = 0 if found.reduce else 1
+        taken = 1 if found.step(number, choices) == STOPPED else 0
+        taken += int(w[arena.TAKEN])
+        found.undo()
+        w[arena.FINE] = 1
+        for _ in range(taken):
+            result = found.step(number, choices)
+            asked = int(w[arena.ASKED])
+            path.append((number, choices & (1 << asked) - 1))
+            choices >>= asked
+            if result == STOPPED:
+                break
+    w[arena.FINE] = 0 if found.reduce else 1
+    return path
+
+
+@pytest.mark.parametrize("way", ["reduced", "full"])
+@pytest.mark.parametrize(("design", "scenario"), VIOLATED)
+def test_a_counterexample_taken_again_ends_where_it_says(design, scenario, way):
+    if way not in KNOWN[design][scenario]:
+        pytest.skip("too large")
+    found = check(design, scenario, reduce=way == "reduced")
+    verdict = found.run()
+    steps = trail(found, verdict)
+    assert {step.macro for step in steps} == set(range(len(verdict.path)))
+    path = one_access_a_step(found, verdict)
+    assert [number for number, _ in path] == [step.thread for step in steps]
+    violation = Explorer(check(design, scenario)).replay(path)
+    assert violation is not None
+    assert violation.status == verdict.status
+    stopped = VIOLATIONS[verdict.status][0] in ("lifetime", "locks", "structure") and verdict.status != arena.LEAK
+    assert steps[-1].fatal or not stopped or verdict.status == arena.OVERLAP
