@@ -13,10 +13,9 @@ import pytest
 
 from engine.small import check
 from faultpath.engine import arena
-from faultpath.engine.check import Check, Verdict
+from faultpath.engine.check import Verdict
 from faultpath.engine.status import VIOLATIONS
 from faultpath.engine.trail import trail
-from faultpath.protocol.native import STOPPED
 from oracles.explorer import Explorer
 
 KNOWN = json.loads((Path(__file__).parent / "states.json").read_text())
@@ -74,27 +73,6 @@ print(json.dumps([[*numbers(found), found.path] for found in (check(d, s).run() 
     assert json.loads(out) == json.loads(json.dumps(first))
 
 
-def one_access_a_step(found: Check, verdict: Verdict) -> list[tuple[int, int]]:
-    """The path of a counterexample, taken apart into accesses."""
-    w, path = found.w, []
-    found.reset()
-    for number, choices in verdict.path:
-        w[arena.FINE] = 0 if found.reduce else 1
-        taken = 1 if found.step(number, choices) == STOPPED else 0
-        taken += int(w[arena.TAKEN])
-        found.undo()
-        w[arena.FINE] = 1
-        for _ in range(taken):
-            result = found.step(number, choices)
-            asked = int(w[arena.ASKED])
-            path.append((number, choices & (1 << asked) - 1))
-            choices >>= asked
-            if result == STOPPED:
-                break
-    w[arena.FINE] = 0 if found.reduce else 1
-    return path
-
-
 @pytest.mark.parametrize("way", ["reduced", "full"])
 @pytest.mark.parametrize(("design", "scenario"), VIOLATED)
 def test_a_counterexample_taken_again_ends_where_it_says(design, scenario, way):
@@ -103,10 +81,7 @@ def test_a_counterexample_taken_again_ends_where_it_says(design, scenario, way):
     found = check(design, scenario, reduce=way == "reduced")
     verdict = found.run()
     steps = trail(found, verdict)
-    assert {step.macro for step in steps} == set(range(len(verdict.path)))
-    path = one_access_a_step(found, verdict)
-    assert [number for number, _ in path] == [step.thread for step in steps]
-    violation = Explorer(check(design, scenario)).replay(path)
+    violation = Explorer(check(design, scenario)).replay([(step.thread, step.choices) for step in steps])
     assert violation is not None
     assert violation.status == verdict.status
     stopped = VIOLATIONS[verdict.status][0] in ("lifetime", "locks", "structure") and verdict.status != arena.LEAK
