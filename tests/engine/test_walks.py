@@ -8,7 +8,7 @@ import pytest
 
 from engine.small import ODP, check
 from faultpath.engine import arena, search
-from faultpath.engine.check import ROOM, TABLES
+from faultpath.engine.check import EDGES
 from faultpath.engine.native import Native
 from faultpath.engine.sanitizer import undo_to
 from faultpath.engine.search import nobody_moves, run_thread
@@ -18,7 +18,7 @@ from faultpath.protocol.language import call_native, helper
 from faultpath.protocol.native import STOPPED
 from faultpath.protocol.program import Program
 
-JOURNAL = TABLES + 4 * ROOM  # what the walk has changed, to begin again
+JOURNAL = EDGES  # what the walk has changed, to begin again
 ENDS = (1 << 24) + 2000  # walks that came to an end
 
 
@@ -28,14 +28,14 @@ def walk(w: Words, seed: int, steps: int) -> int:
     top = JOURNAL
     number = 0
     stuck = 0
-    everybody = (1 << w[search.THREADS]) - 1
+    everybody = (1 << w[arena.THREADS]) - 1
     while steps > 0:
         seed = seed ^ (seed << 13)
         seed = seed ^ (seed >> 7 & 0x1FFFFFFFFFFFFFF)
         seed = seed ^ (seed << 17)
         if seed >> 8 & 3 == 0 or stuck >> number & 1:
-            number = (seed >> 16 & 0xFFFF) % w[search.THREADS]
-        if w[w[search.RECORD + number] + PC] == -1:
+            number = (seed >> 16 & 0xFFFF) % w[arena.THREADS]
+        if w[w[arena.RECORD + number] + PC] == -1:
             stuck = stuck | 1 << number
         else:
             result = run_thread(w, number, seed >> 32 & seed >> 40 & 0xFF)
