@@ -266,7 +266,9 @@ def test_a_livelock_is_told_as_a_loop_and_can_be_replayed(tmp_path: Path) -> Non
     assert [step["loop"] for step in found["counterexample"]][-1]
     [again] = module.check(["full-va"], [f"{tmp_path}/polite.py"], replay=found["replay"])["results"]
     assert again["counterexample"] == found["counterexample"]
+    assert found["scenario_request"] == f"{tmp_path}/polite.py:polite"
     lines = counterexample.lines(found)
+    assert sum("spin_lock(subscriptions.lock)" in line for line in lines) == 2
     assert lines.count("-- round and round from here:") == 1
     assert "livelock" in lines[-1] or "livelock" in lines[-2]
 
@@ -335,7 +337,7 @@ def test_small_worlds_have_small_parameters_and_say_so() -> None:
 def results(*designs: str) -> list[dict[str, Any]]:
     reached = {"completed": True, "retried": True, "refused": False}
     return [
-        {"label": d, "scenario": s.name, "verdict": "violated", "states": 12_345_678, "reached": reached}
+        {"label": d, "design": d, "scenario": s.name, "verdict": "violated", "states": 12_345_678, "reached": reached}
         for d in designs
         for s in SCENARIOS
     ]
@@ -354,7 +356,7 @@ def test_the_matrix_fits_the_terminal(width: int, designs: int) -> None:
 def test_the_matrix_has_designs_down_when_that_fits() -> None:
     done = run("full-va", "nouveau-v6", "-s", "fault-vs-fork", "-s", "oom-vs-munmap", "--all")
     assert done.returncode == 0 or "violated" in done.stdout
-    head, _, *rows = done.stdout.splitlines()
+    head, _, *rows = done.stdout.partition("\n\n")[2].splitlines()
     assert head.split() == ["fault-vs-fork", "oom-vs-munmap"]
     assert rows[0].split()[0] == "nouveau-v6"
 

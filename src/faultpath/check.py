@@ -53,13 +53,14 @@ def check(
     :raises FaultpathError: a wrong request
     """
     designs = [(request, *catalog.find(request, small=True)) for request in requests]
-    wanted = [s for request in scenarios for s in catalog.scenarios(request)] or _built_in()
+    wanted = [(_named(request, s), s) for request in scenarios for s in catalog.scenarios(request)]
+    wanted = wanted or [(s.name, s) for s in _built_in()]
     if replay and (len(designs), len(wanted)) != (1, 1):
         raise FaultpathError("a counterexample is of one design in one scenario", "--replay", "name both")
-    cells = [(label(request, d, v), d, v, s) for request, d, v in designs for s in wanted]
+    cells = [(label(request, d, v), d, v, named, s) for request, d, v in designs for named, s in wanted]
     results: list[Document] = []
     reasons: list[str] = []
-    for number, (name, design, values, scenario) in enumerate(cells):
+    for number, (name, design, values, named, scenario) in enumerate(cells):
 
         def step(states: int, number: int = number, name: str = name, scenario: Scenario = scenario) -> None:
             progress(f"{name} {scenario.name}: {states:,} states", number, len(cells))
@@ -74,7 +75,8 @@ def check(
         else:
             verdict = checked.run(lambda done, states: step(states))
             result = _searched(checked, name, verdict)
-        results.append({"design": design.name, "label": name, "parameters": values, "scenario": scenario.name} | result)
+        where = {"design": design.name, "label": name, "parameters": values}
+        results.append(where | {"scenario": scenario.name, "scenario_request": named} | result)
         found(results[-1])
     if not results:
         raise FaultpathError(*reasons[0].split(": ", 2))
@@ -105,6 +107,11 @@ def _text(value: int | str) -> str:
 def inapplicable(design: Design, scenario: Scenario) -> str:
     """Why a scenario cannot happen with a design, or ""."""
     return "; ".join(f"{need}: {design.never[need]}" for need in sorted(scenario.needs) if need in design.never)
+
+
+def _named(request: str, scenario: Scenario) -> str:
+    """How one of the scenarios of a request is requested."""
+    return f"{request}:{scenario.name}" if request.endswith(".py") else request
 
 
 def _built_in() -> list[Scenario]:

@@ -101,7 +101,9 @@ def compare(
 @cli.command()
 @click.argument("designs", metavar="DESIGN...", nargs=-1)
 @click.option("-s", "--scenario", "scenarios", multiple=True, help="NAME, FILE.py or FILE.py:NAME [all that apply]")
-@click.option("--all", "everything", is_flag=True, help="Every built-in design as well; show the matrix only")
+@click.option(
+    "--all", "everything", is_flag=True, help="Every built-in design as well; show the matrix, no counterexample"
+)
 @click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="For the table of states; K, M, G")
 @click.option("--no-reduction", is_flag=True, help="Interleave every access, also those no other thread can tell apart")
 @click.option("--full", is_flag=True, help="Every access of a counterexample, and every counterexample")
@@ -138,7 +140,7 @@ def check(
     from faultpath.check import check, status
     from faultpath.report import verdicts
 
-    said = (lambda result: None) if as_json or everything else verdicts.said
+    said = (lambda result: None) if as_json else verdicts.said
     with progress() as show:
         document = check(
             requests, scenarios, memory=limit, reduce=not no_reduction, replay=replay, progress=show, found=said

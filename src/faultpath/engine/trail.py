@@ -316,7 +316,7 @@ def telling(found: Sequence[Step], blamed: int = 0) -> list[bool]:
         for word in step.reads | step.written:
             known[call, word] = number
         changed.update(dict.fromkeys(step.written, number))
-        if step.lock and not step.fatal:
+        if step.lock and not (step.fatal or step.loop):
             return len(users[_class(step.lock)]) > 1
         others = any(writers[word] - {step.thread} for word in step.written)
         return (
@@ -329,7 +329,11 @@ def telling(found: Sequence[Step], blamed: int = 0) -> list[bool]:
             tells[number] = False  # x += 1: the write says it all
     for first, last in _sections(found):
         inside = range(first + 1, last)
-        if all(found[n].thread == found[first].thread and not tells[n] for n in inside) and not found[last].fatal:
+        if (
+            not found[last].loop
+            and all(found[n].thread == found[first].thread and not tells[n] for n in inside)
+            and not found[last].fatal
+        ):
             tells[first] = tells[last] = False
     return tells
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 LEGEND = (
@@ -14,12 +15,14 @@ WIDE = 100  # where there is no terminal
 def matrix(results: list[dict[str, Any]], width: int) -> list[str]:
     """Its lines."""
     width = width or WIDE
-    designs = list(dict.fromkeys(r["label"] for r in results))
+    names = headings(results)
+    designs = list(names.values())
     scenarios = list(dict.fromkeys(r["scenario"] for r in results))
-    cells = {(r["label"], r["scenario"]): cell(r) for r in results}
+    cells = {(names[r["label"]], r["scenario"]): cell(r) for r in results}
+    end = [*LEGEND, *(f"{name}: {label}" for label, name in names.items() if label != name), ""]
     across = [["", *scenarios], *([d, *(cells.get((d, s), "-") for s in scenarios)] for d in designs)]
     if _width(across) <= width:
-        return [*_lines(across), "", *LEGEND, ""]
+        return [*_lines(across), "", *end]
     out = []
     while designs:
         count = len(designs)
@@ -31,7 +34,14 @@ def matrix(results: list[dict[str, Any]], width: int) -> list[str]:
             count -= 1
         out += [*_lines(down), ""]
         designs = designs[count:]
-    return [*out, *LEGEND, ""]
+    return [*out, *end]
+
+
+def headings(results: list[dict[str, Any]]) -> dict[str, str]:
+    """What to call each design, by its label: its name, if that is its own."""
+    labels = {r["label"]: r["design"] for r in results}
+    shared = Counter(labels.values())
+    return {label: name if shared[name] == 1 else label for label, name in labels.items()}
 
 
 def cell(result: dict[str, Any]) -> str:

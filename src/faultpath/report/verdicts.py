@@ -51,7 +51,7 @@ def checked(document: dict[str, Any], matrix: bool, full: bool, named: bool) -> 
     if matrix:
         from faultpath.report import table
 
-        print("\n".join(table.matrix(document["results"], width)))
+        print("\n" + "\n".join(table.matrix(document["results"], width)))
         for result in violated:
             print(f"{result['label']} {result['scenario']}: {result['property']}: {result['message']}")
         return
@@ -72,7 +72,7 @@ def explained(result: Result, width: int, full: bool) -> list[str]:
     )
     out += ["", *counterexample.lines(result, width, full)]
     if result["replay"]:
-        again = f"faultpath check {result['label']} --scenario {result['scenario']} --replay {result['replay']}"
+        again = f"faultpath check {result['label']} --scenario {result['scenario_request']} --replay {result['replay']}"
         out += ["", f"Again: {again}"]
     return out
 
