@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.tape import OPS, PER_WORD, Exploration, explore
+from engine.tape import OPS, PER_WORD, Exploration, Explored, explore, scenario
 
 WORDS = ["r=x", "r=y", "r=z", "x=r", "y=r", "z=r", "r+=1", "r=0", "inc", "dec", "r=atomic"]
 OBJECTS = ["publish", "hide", "get", "set", "publish other", "store"]
@@ -131,6 +131,15 @@ def test_what_others_can_tell_is_not_taken_together(name, learn):
     full = compare([(ops(text), []) for text in SITUATIONS[name]], 1, learn)
     assert full is not None
     assert full.verdict == "violated" or len(full.outcomes) > 1
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_a_path_knows_every_answer_however_many_were_asked_for(reduce):
+    threads = scenario([(["r=0"], []), (["time"] * 13 + ["skip unless r", "unlock"], [])])
+    found = Explored(threads, reduce=reduce, learn=True).run()
+    assert {number for number, _ in found.path} <= {0, 1}
+    assert sum(choices.bit_count() for _, choices in found.path) == 1  # the last time only
+    assert all(choices < 1 << 12 for _, choices in found.path)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -193,6 +193,9 @@ def choose(w: Words) -> int:
     """What goes one way or the other goes both ways: the explorer asks for each."""
     asked = w[ASKED]
     w[ASKED] = asked + 1
+    # A path has room for the answers of twelve to a step: in good time the thread goes on in a step of its own.
+    if asked >= 8:
+        w[VISIBLE] = 1
     return w[CHOICES] >> asked & 1
 
 
