@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from faultpath.design import Design
 from faultpath.engine import arena, search, world
-from faultpath.engine.check import Check, Verdict
+from faultpath.engine.check import Check
 from faultpath.engine.thread import RESULT
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mmu_notifier import Mm
@@ -348,6 +348,7 @@ class Explored(Check):
         self.learn = learn
         self.outcomes: set[tuple[int, ...]] = set()
         self.callback = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(self._ended)
+        self.w[arena.REMEMBER] = 1
         self.w[search.FINAL] = ctypes.cast(self.callback, ctypes.c_void_p).value
 
     def _ended(self, _: int) -> int:
@@ -377,11 +378,11 @@ class Explored(Check):
         if self.learn:
             super()._learn()
 
-    def _search(self, verdict: Verdict, *rest):  # type: ignore[no-untyped-def]
+    def _search(self, *args):  # type: ignore[no-untyped-def]
         self.w[arena.SEEN : arena.SEEN + 64] = 0
         self.w[arena.RESULTS : arena.RESULTS + 6] = 0
         self.outcomes.clear()
-        return super()._search(verdict, *rest)
+        return super()._search(*args)
 
 
 def explore(programs: list[Program], *, reduce: bool, learn: bool = True, failures: int = 0) -> Exploration:

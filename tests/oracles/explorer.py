@@ -19,7 +19,7 @@ from typing import Any
 
 from faultpath.engine import arena, sanitizer, search, world
 from faultpath.engine.check import Check
-from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, PC, RESULT
+from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, PC
 from faultpath.kernel import debug
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Notifier, Subscriptions
 from faultpath.protocol import ir, steps
@@ -353,7 +353,7 @@ class Explorer:
                 case steps.End(value=value):
                     if self.plain[record + HELD_READ] or self.plain[record + HELD_WRITE]:
                         raise Violation(arena.HELD_AT_EXIT)
-                    self.plain[record + RESULT] = evaluate(value, registers, kernel)
+                    evaluate(value, registers, kernel)  # a state does not remember it
                     self.save(code, record, {}, -1)
                     return ENDED
                 case steps.Unbound():

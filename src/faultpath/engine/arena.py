@@ -69,6 +69,7 @@ DEVICES = BASE + 18
 DEVICE_AT = BASE + 20
 DISJOINT = BASE + 24  # the design promises intervals that do not overlap
 GAVE = BASE + 31  # what the primitive that ran last returned
+REMEMBER = BASE + 26  # a state remembers what the threads that have ended returned
 ITREE = BASE + 25  # root of the interval tree
 RESULTS = BASE + 32  # of each thread: 1 if it ever returned 0 or more, 2 if it ever returned an error
 

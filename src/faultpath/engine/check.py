@@ -19,12 +19,14 @@ statements, so the persistent-set argument applies to it and the reduced search 
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
+from operator import or_
 
 from faultpath.design import Design
 from faultpath.engine import arena, progress, search, world
@@ -167,6 +169,9 @@ class Check:
         program = Program(list(dict.fromkeys(roots)), [design.driver(), *design.ops], core)
         self.native = Native(program)
         self.w = w = world.new_world(leaf_bits=LEAF_BITS)
+        if w.size < EDGES + MAX_STATES:
+            what = f"the system grants {w.size >> 27} GiB of address space"
+            raise FaultpathError(what, "check", f"it needs {(EDGES + MAX_STATES) >> 27}: see ulimit -v")
         w[world.BRK] = arena.OBJECTS
         w[world.CAPACITY] = arena.SHADOW
         w[arena.LOG_TOP] = arena.LOG
@@ -357,6 +362,12 @@ class Check:
         verdict.depth = int(w[search.DEPTH])
         verdict.finished = int(w[search.FINISHED])
         verdict.results = [int(r) for r in w[arena.RESULTS : arena.RESULTS + len(self.threads)]]
+        group: list[int] = []  # of each thread, the first one like it: what one may return, the others may
+        for number, like in enumerate(self._alike()):
+            group.append(group[like - 1] if like else number)
+        verdict.results = [
+            functools.reduce(or_, (r for r, other in zip(verdict.results, group, strict=True) if other == mine)) for mine in group
+        ]
         verdict.seen = {name for name, index in world.INDEX.items() if w[arena.SEEN + index - world.COUNTER]}
 
     def _violated(self, verdict: Verdict, status: int) -> None:

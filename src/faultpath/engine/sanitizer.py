@@ -43,6 +43,7 @@ from faultpath.engine.arena import (
     RECORD,
     REGISTERS,
     RELIED,
+    REMEMBER,
     RESULTS,
     SHADOW,
     SHARED,
@@ -55,7 +56,7 @@ from faultpath.engine.arena import (
     WINDOW_AT,
     WRITTEN,
 )
-from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, WINDOW, WINDOW_SIZE
+from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, RESULT, WINDOW, WINDOW_SIZE
 from faultpath.engine.world import COUNTER, STATUS, STATUS_ARG, TID, Stop, Words
 from faultpath.protocol.language import helper
 
@@ -392,6 +393,8 @@ def thread_ends(w: Words, result: int) -> int:
     """A thread that returns holds nothing."""
     thread = w[THREAD]
     w[RESULTS + w[TID] - 1] |= 2 if result < 0 else 1
+    if w[REMEMBER]:
+        put(w, thread + RESULT, result)
     if w[thread + HELD_READ] or w[thread + HELD_WRITE]:
         fail(w, HELD_AT_EXIT, w[thread + HELD_READ] | w[thread + HELD_WRITE])
     return 0
