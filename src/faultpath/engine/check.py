@@ -19,14 +19,12 @@ statements, so the persistent-set argument applies to it and the reduced search 
 
 from __future__ import annotations
 
-import functools
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from operator import or_
 
 from faultpath.design import Design
 from faultpath.engine import arena, progress, search, world
@@ -254,6 +252,13 @@ class Check:
         same = [a.protocol is b.protocol and a.args == b.args for a, b in pairwise(self.calls)]
         return [0, *(number if self.symmetry and alike else 0 for number, alike in enumerate(same, 1))]
 
+    def _first_alike(self) -> list[int]:
+        """Of each thread the first one that is like it: itself, if there is none before."""
+        first: list[int] = []
+        for number, like in enumerate(self._alike()):
+            first.append(first[like - 1] if like else number)
+        return first
+
     def _state(self) -> tuple[Words, Words]:
         return self.w[:64].copy(), self.w[arena.ARENA : arena.STATE_END].copy()
 
@@ -362,12 +367,9 @@ class Check:
         verdict.depth = int(w[search.DEPTH])
         verdict.finished = int(w[search.FINISHED])
         verdict.results = [int(r) for r in w[arena.RESULTS : arena.RESULTS + len(self.threads)]]
-        group: list[int] = []  # of each thread, the first one like it: what one may return, the others may
-        for number, like in enumerate(self._alike()):
-            group.append(group[like - 1] if like else number)
-        verdict.results = [
-            functools.reduce(or_, (r for r, other in zip(verdict.results, group, strict=True) if other == mine)) for mine in group
-        ]
+        for mine, first in enumerate(self._first_alike()):
+            verdict.results[first] |= verdict.results[mine]  # what one may return, the others may
+        verdict.results = [verdict.results[first] for first in self._first_alike()]
         verdict.seen = {name for name, index in world.INDEX.items() if w[arena.SEEN + index - world.COUNTER]}
 
     def _violated(self, verdict: Verdict, status: int) -> None:
