@@ -464,11 +464,26 @@ def device_closed(w: Words, device: int) -> int:
     return 0
 
 
+@helper(raw=True)
+def in_hand(w: Words, frame: int) -> int:
+    """Whether a thread may have a page in a register, on its way into a table."""
+    for word in range(w[POOLS] + MAX_THREADS * w[POOL], w[LIMIT]):
+        if w[word] >> FRAME_SHIFT == frame:
+            return 1
+    return 0
+
+
 @helper(replaces=pagetable.next_frame, raw=True)
 def next_frame(w: Words, addr: int) -> int:
-    """A page by where it comes in and how many came in there before it, whatever happened elsewhere."""
+    """A page by where it comes in and how many came in there before it, whatever happened elsewhere or came to nothing.
+
+    Two threads that are about to bring one in at the same place have different ones in hand.
+    """
     page = addr >> 12
-    return (page & 7) << 3 | (w[GENERATION + page % PAGES] % 7 + 1)
+    number = w[GENERATION + page % PAGES] + 1
+    while number & 7 == 0 or in_hand(w, (page & 7) << 3 | number & 7):
+        number += 1
+    return (page & 7) << 3 | number & 7
 
 
 @helper(replaces=pagetable.frame_comes_in, raw=True)
