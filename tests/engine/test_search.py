@@ -57,7 +57,7 @@ def test_a_step_changes_the_fingerprint_as_it_changes_the_words_and_is_undone_wh
             if result == STOPPED:
                 break
             after = whole(found)
-            hashed = call(search.undo_hashed, w)
+            hashed = call(search.undo_hashed, w, arena.LOG)
             assert np.array_equal(whole(found), before)
             if result == 1:
                 alive.remove(number)

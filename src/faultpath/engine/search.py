@@ -18,7 +18,10 @@ from faultpath.engine.arena import (
     LOG,
     LOG_TOP,
     MARK,
+    MAX_THREADS,
     MY_BIT,
+    POOL,
+    POOLS,
     RECORD,
     THREAD,
     THREADS,
@@ -61,8 +64,10 @@ BIT = BASE + 32  # of each thread: its bit in a guard mask; like threads have no
 STEP = BASE + 40  # of each thread: the code
 DAEMON = BASE + 48  # of each thread: the PC at which it may wait for ever, or 0
 
-TOUCHED_LIST = LOG + (1 << 20)
-WAYS = LOG + (2 << 20)  # steps from the state being expanded: thread << 12 | choices, fingerprint
+TOUCHED_LIST = MARK + 1024  # below the first address that MARK is for; so is the next
+WAYS = LAST + 1024  # steps from the state being expanded: thread << 12 | choices, fingerprint, end of its log
+WAY_WORDS = 3
+LOG_WORDS = 1 << 13  # room for the log of one of them
 
 BLOCKED = 1  # what step() returns, see protocol/resumable.py
 
@@ -98,18 +103,34 @@ def touch(w: Words, addr: int) -> int:
 
 
 @helper(raw=True)
-def undo_hashed(w: Words) -> int:
-    """Take the step in the log back; the fingerprint of the state it led to, never 0."""
+def undo_hashed(w: Words, base: int) -> int:
+    """Take the step in the log from ``base`` on back; the fingerprint of the state it led to, never 0.
+
+    The log then holds what was written, for :func:`apply`.
+    """
     sum_ = w[HASH]
     top = w[LOG_TOP]
-    while top > LOG:
+    while top > base:
         top -= 2
         addr = w[top]
+        now = w[addr]
         old = w[top + 1]
-        sum_ += mix(w, addr, w[addr]) - mix(w, addr, old)
+        sum_ += mix(w, addr, now) - mix(w, addr, old)
         w[addr] = old
-    w[LOG_TOP] = LOG
+        w[top + 1] = now
     return sum_ if sum_ else 1
+
+
+@helper(raw=True)
+def apply(w: Words, base: int, end: int) -> int:
+    """Write what the log holds; it then holds what was there, to be undone as usual."""
+    for top in range(base, end, 2):
+        addr = w[top]
+        now = w[top + 1]
+        w[top + 1] = w[addr]
+        w[addr] = now
+    w[LOG_TOP] = end
+    return 0
 
 
 @helper(raw=True)
@@ -182,13 +203,15 @@ def dequeue(w: Words) -> int:
 
 
 @helper(raw=True)
-def touch_log(w: Words) -> int:
-    """The words of the log's step."""
-    top = LOG
-    while top < w[LOG_TOP]:
+def touch_log(w: Words, base: int, end: int) -> int:
+    """The words of a step; whether any of them is not a thread's own, so that the invariants may look at it."""
+    threads = w[POOLS] + MAX_THREADS * w[POOL]
+    seen = 0
+    for top in range(base, end, 2):
         touch(w, w[top])
-        top += 2
-    return 0
+        if w[top] < threads:
+            seen = 1
+    return seen
 
 
 @helper(raw=True)
@@ -218,9 +241,9 @@ def next_choices(w: Words, choices: int, asked: int) -> int:
 
 
 @helper(raw=True)
-def run_thread(w: Words, number: int, choices: int) -> int:
-    """One step of a thread from the state in the arena, with its log; what step() returned."""
-    w[LOG_TOP] = LOG
+def take_step(w: Words, number: int, choices: int, base: int) -> int:
+    """One step of a thread from the state in the arena, logged from ``base`` on; what step() returned."""
+    w[LOG_TOP] = base
     w[CHOICES] = choices
     w[ASKED] = 0
     w[TID] = number + 1
@@ -236,36 +259,39 @@ def run_thread(w: Words, number: int, choices: int) -> int:
 
 
 @helper(raw=True)
-def arrive(w: Words, state: int, number: int, choices: int, fingerprint: int) -> int:
-    """A step leads to the state of a fingerprint: is it new? 0, or why the search stops."""
-    entry = seek(w, fingerprint)
-    w[TRANSITIONS] += 1
-    if w[entry] == 0:
-        w[entry] = fingerprint
-        w[entry + 1] = w[FOUND]
-        w[w[PARENTS] + w[FOUND]] = state << 16 | number << 12 | choices
-        run_thread(w, number, choices)
-        w[w[LOG_TOP]] = 0
-        touch_log(w)
-        enqueue(w)
-        w[FOUND] += 1
-        broken = call_native(w[INVARIANTS], w)
-        undo_to(w, LOG)
-        touch_log_again(w)
-        if broken:
-            return broken_rule(w, broken, w[FOUND] - 1)
-    w[w[EDGES] + w[EDGE_COUNT]] = w[entry + 1] << 8 | number << 4 | (1 if choices else 0)
-    w[EDGE_COUNT] += 1
-    return 0
+def run_thread(w: Words, number: int, choices: int) -> int:
+    """One step of a thread from the state in the arena, for those who take one at a time."""
+    return take_step(w, number, choices, LOG)
 
 
 @helper(raw=True)
-def touch_log_again(w: Words) -> int:
-    """After undoing: the log's entries are still there, below its top of before."""
-    top = LOG
-    while w[top]:
-        touch(w, w[top])
-        top += 2
+def found_new(w: Words, base: int, end: int) -> int:
+    """A state that was not known, by the step in a log, goes into the queue; 0, or what the invariants say."""
+    apply(w, base, end)
+    seen = touch_log(w, base, end)
+    enqueue(w)
+    w[FOUND] += 1
+    broken = call_native(w[INVARIANTS], w) if seen else 0
+    undo_to(w, base)
+    touch_log(w, base, end)
+    return broken
+
+
+@helper(raw=True)
+def arrive(w: Words, state: int, way: int) -> int:
+    """A step leads to the state of a fingerprint: is it new? 0, or why the search stops."""
+    step = w[WAYS + WAY_WORDS * way]
+    entry = seek(w, w[WAYS + WAY_WORDS * way + 1])
+    w[TRANSITIONS] += 1
+    if w[entry] == 0:
+        w[entry] = w[WAYS + WAY_WORDS * way + 1]
+        w[entry + 1] = w[FOUND]
+        w[w[PARENTS] + w[FOUND]] = state << 16 | step
+        broken = found_new(w, LOG + LOG_WORDS * way, w[WAYS + WAY_WORDS * way + 2])
+        if broken:
+            return broken_rule(w, broken, w[FOUND] - 1)
+    w[w[EDGES] + w[EDGE_COUNT]] = w[entry + 1] << 8 | step >> 12 << 4 | (1 if step & 0xFFF else 0)
+    w[EDGE_COUNT] += 1
     return 0
 
 
@@ -289,19 +315,22 @@ def steps_of(w: Words, state: int, number: int, ways: int) -> int:
     """Every step of one thread from the state in the arena, into the table of ways; how many there are now, or -1."""
     choices = 0
     while choices >= 0:
-        result = run_thread(w, number, choices)
+        base = LOG + LOG_WORDS * ways
+        result = take_step(w, number, choices, base)
+        if result == BLOCKED:
+            undo_to(w, base)
+            return ways
         if result == STOPPED:
-            undo_to(w, LOG)
+            undo_to(w, base)
             stop_at(w, state, number << 12 | choices)
             return -1
-        if result == BLOCKED:
-            undo_to(w, LOG)
-            return ways
         asked = w[ASKED]
-        fingerprint = undo_hashed(w)
+        end = w[LOG_TOP]
+        fingerprint = undo_hashed(w, base)
         prefetch(w, w[TABLE] + 2 * home(w, fingerprint))
-        w[WAYS + 2 * ways] = number << 12 | choices
-        w[WAYS + 2 * ways + 1] = fingerprint
+        w[WAYS + WAY_WORDS * ways] = number << 12 | choices
+        w[WAYS + WAY_WORDS * ways + 1] = fingerprint
+        w[WAYS + WAY_WORDS * ways + 2] = end
         ways += 1
         choices = next_choices(w, choices, asked)
     return ways
@@ -324,8 +353,7 @@ def expand(w: Words, state: int) -> int:
     if ways < 0:
         return VIOLATED
     for way in range(ways):
-        step = w[WAYS + 2 * way]
-        why = arrive(w, state, step >> 12, step & 0xFFF, w[WAYS + 2 * way + 1])
+        why = arrive(w, state, way)
         if why:
             return why
     w[w[FIRST_EDGE] + state + 1] = w[EDGE_COUNT] << 8
@@ -356,6 +384,10 @@ def search(w: Words, budget: int) -> int:
             w[LEVEL_END] = w[FOUND]
         dequeue(w)
         w[EXPANDED] += 1
+        if state == 0:
+            broken = call_native(w[INVARIANTS], w)
+            if broken:
+                return broken_rule(w, broken, 0)
         why = expand(w, state)
         if why:
             return why
