@@ -184,6 +184,12 @@ def set_count(w: Words, count: int, value: int, floor: int) -> int:
     return put(w, count, value)
 
 
+@helper(replaces=debug.worker_is_caller, raw=True)
+def worker_is_caller(w: Words) -> int:
+    """Work items have a thread of their own."""
+    return 0
+
+
 @helper(raw=True)
 def choose(w: Words) -> int:
     """What goes one way or the other goes both ways: the explorer asks for each."""
@@ -477,6 +483,7 @@ HOOKS = [
     take,
     give_back,
     set_count,
+    worker_is_caller,
     may_fail,
     expired,
     set_lock,
