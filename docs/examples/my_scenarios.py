@@ -10,5 +10,7 @@ scenarios = [
         [fault(0), fault(1), dontneed(0, 2)],
         pages=2,
     ),
-    Scenario("reclaimed", "A fault against reclaim of its page.", [map_memory(0, 1), access(0)], [fault(0), reclaim(0)], 1),
+    Scenario(
+        "reclaimed", "A fault against reclaim of its page.", [map_memory(0, 1), access(0)], [fault(0), reclaim(0)], 1
+    ),
 ]

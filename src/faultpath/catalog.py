@@ -79,6 +79,8 @@ def run_file(name: str) -> ModuleType:
             raise FaultpathError("no such file", name, "check the path")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
+        if (folder := str(path.parent.resolve())) not in sys.path:
+            sys.path.append(folder)  # so that files of the user's can import each other
         spec.loader.exec_module(module)
     except FaultpathError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from faultpath.engine.world import Words
 from faultpath.kernel.primitives.debug import worker_is_caller
 from faultpath.kernel.primitives.heap import off_stack, on_stack
 from faultpath.kernel.primitives.lists import insert_wq_barrier, queue_work, start_work, take_work, work_object

@@ -113,20 +113,20 @@ def start_work(w: Words, work: int) -> int:
 
 @primitive
 def insert_wq_barrier(w: Words, barrier: Work, target: Work, handler: int, obj: int) -> int:
-    """insert_wq_barrier(): queue ``barrier`` right behind ``target`` if that is pending, else before everything.
+    """insert_wq_barrier(): queue ``barrier`` right behind ``target`` if that is queued, else before everything.
 
     With one worker, what is queued before everything runs as soon as the item that is running now is over.
     """
+    before = w[WORK_HEAD]
+    while before and before != target:
+        before = w[before]
     w[barrier + 1] = handler
     w[barrier + 2] = obj
-    if w[target + 1]:
-        w[barrier] = w[target]
+    w[barrier] = w[target] if before else w[WORK_HEAD]
+    if w[barrier] == 0:
+        w[WORK_TAIL] = barrier
+    if before:
         w[target] = barrier
-        if w[WORK_TAIL] == target:
-            w[WORK_TAIL] = barrier
     else:
-        w[barrier] = w[WORK_HEAD]
         w[WORK_HEAD] = barrier
-        if w[WORK_TAIL] == 0:
-            w[WORK_TAIL] = barrier
     return 0
