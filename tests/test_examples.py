@@ -100,3 +100,30 @@ def test_what_the_right_ones_claim_holds_everywhere() -> None:
     code, printed = run("faultpath check ./plain.py")
     assert code == 0, printed
     assert ": violated" not in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("class A(Struct):\n    x: str\n", "mine.py:4"),
+        ("@protocol\ndef f(gpu: plain.Gpu, addr: int) -> int:\n    return nosuch(addr)\n", "mine.py:6"),
+        ("@protocol\ndef f(gpu: Nosuch, addr: int) -> int:\n    return 0\n", "Nosuch"),
+        ("@protocol\ndef f(gpu: plain.Gpu) -> int:\n    return 0\n", "walk: f takes 1 parameters and is given 2"),
+        ("def f(gpu, addr):\n    return 0\n", "is no protocol"),
+        ("f = plain.gpu_walk\nparameters = [Parameter('x', 1, 'd')]\n", "open: gpu_open takes 1"),
+        ("f = plain.gpu_walk\nops = [Ops('o', invalidate_rang_start=plain.gpu_range_start)]\n", "nothing calls"),
+        ("f = plain.gpu_walk\nops = [Ops('o', invalidate=len)]\n", "is no protocol"),
+        ("f = plain.gpu_walk\nops = [7]\n", "is no Ops"),
+    ],
+)
+def test_a_design_with_an_error_is_refused_in_one_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"from dataclasses import replace\nimport plain\nfrom faultpath.driver import *\n{text}\n"
+        "more = {name: globals()[name] for name in ('ops', 'parameters') if name in globals()}\n"
+        "design = replace(plain.design, walk=f, **more)\n"
+    )
+    (tmp_path / "plain.py").write_text((EXAMPLES / "plain.py").read_text())
+    code, printed = run(f"faultpath check {tmp_path}/mine.py -s fault-vs-dontneed")
+    assert code == 2
+    assert re.fullmatch(r"faultpath: [^\n]+: [^\n]+: [^\n]+", printed), printed
+    assert said in printed

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import plain
+
 from faultpath.driver import *
 
 
