@@ -11,6 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from faultpath import catalog
+from faultpath.engine.check import Check
+from faultpath.engine.status import VIOLATIONS
+from faultpath.kernel import mmu_notifier
+from faultpath.kernel.primitives.lists import hlist_del_init_rcu, hlist_unhashed
+from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
+from faultpath.protocol.language import protocol
+from faultpath.scenarios import SCENARIOS
+
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "writing-a-design.md"
 EXAMPLES = ROOT / "docs" / "examples"
@@ -127,3 +136,21 @@ def test_a_design_with_an_error_is_refused_in_one_line(text: str, said: str, tmp
     assert code == 2
     assert re.fullmatch(r"faultpath: [^\n]+: [^\n]+: [^\n]+", printed), printed
     assert said in printed
+
+
+@protocol(replaces=mmu_notifier.mmu_notifier_unregister)
+def unregister_and_go(sub: mmu_notifier.Notifier, mm: mmu_notifier.Mm) -> None:
+    """mmu_notifier_unregister() without its synchronize_srcu()."""
+    subs = mm.notifier_subscriptions
+    spin_lock(subs.lock)
+    if not hlist_unhashed(sub.hlist):
+        hlist_del_init_rcu(sub.hlist)
+    spin_unlock(subs.lock)
+    mmu_notifier.mmdrop(mm)
+
+
+def test_without_its_grace_period_unregistering_frees_under_a_callback() -> None:
+    scenario = next(s for s in SCENARIOS if s.name == "teardown-vs-munmap")
+    design = catalog.load(str(EXAMPLES / "plain.py"))
+    found = Check(design, [], scenario, replacements=[unregister_and_go]).run()
+    assert VIOLATIONS[found.status][0] == "lifetime"
