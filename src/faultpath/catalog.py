@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from faultpath.design import Design, Parameter
 from faultpath.errors import FaultpathError
+from faultpath.protocol.language import Hook, Ops, Protocol
 
 if TYPE_CHECKING:
     from faultpath.scenario import Scenario
@@ -67,7 +68,35 @@ def load(name: str) -> Design:
     found = getattr(run_file(name), "design", None)
     if not isinstance(found, Design):
         raise FaultpathError("defines no design", name, "end it with: design = Design(...)")
+    if wrong := _problem(found):
+        raise FaultpathError(wrong, name, "see docs/writing-a-design.md")
     return found
+
+
+def _problem(design: Design) -> str:
+    """Why a user's design cannot be linked; "" if it can."""
+    from faultpath.kernel import mmu_notifier
+
+    wanted = {"open": 1 + len(design.parameters), "fault": 3, "walk": 2, "close": 1, "invariant": 1}
+    found = [(name, getattr(design, name), count) for name, count in wanted.items()]
+    known = [*vars(mmu_notifier).values(), *(vars(design.core).values() if design.core else ())]
+    known += design.open.fn.__globals__.values() if isinstance(design.open, Protocol) else []
+    slots = {hook.slot: len(hook.parameters) for hook in known if isinstance(hook, Hook)}
+    for ops in design.ops:
+        if not isinstance(ops, Ops):
+            return f"ops: {ops!r} is no Ops"
+        for slot, function in ops.table.items():
+            if slot not in slots:
+                return f"nothing calls '{slot}'; slots are {', '.join(slots)}"
+            found.append((slot, function, slots[slot]))
+    for name, function, count in found:
+        if function is None and name == "invariant":
+            continue
+        if not isinstance(function, Protocol):
+            return f"{name}: {function!r} is no protocol"
+        if len(function.parameters) != count:
+            return f"{name}: {function.__name__} takes {len(function.parameters)} parameters and is given {count}"
+    return ""
 
 
 def run_file(name: str) -> ModuleType:
@@ -79,6 +108,8 @@ def run_file(name: str) -> ModuleType:
             raise FaultpathError("no such file", name, "check the path")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
+        if (folder := str(path.parent.resolve())) not in sys.path:
+            sys.path.append(folder)  # so that files of the user's can import each other
         spec.loader.exec_module(module)
     except FaultpathError:
         raise

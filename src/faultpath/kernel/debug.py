@@ -59,11 +59,12 @@ from faultpath.engine.arena import (
 from faultpath.engine.sanitizer import fail, note, note_count, note_free, put, shadow_of, window_used
 from faultpath.engine.thread import ATOMIC, CALLBACK, HELD_READ, HELD_WRITE, NON_BLOCK
 from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, Words
+from faultpath.kernel import workqueue
 from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import count, debug, ghost, heap, pagetable, time
 from faultpath.kernel.primitives.heap import GFP_ATOMIC
 from faultpath.kernel.primitives.pagetable import FRAME_SHIFT, VALID
-from faultpath.protocol.language import helper, primitive
+from faultpath.protocol.language import helper, primitive, protocol
 from faultpath.protocol.struct import ROLES
 
 MMAP_LOCK = ROLES.index("mmap_lock")
@@ -186,6 +187,17 @@ def set_count(w: Words, count: int, value: int, floor: int) -> int:
         else:
             note(w, count, 1)
     return put(w, count, value)
+
+
+@helper(replaces=debug.worker_is_caller, raw=True)
+def worker_is_caller(w: Words) -> int:
+    """Work items have a thread of their own."""
+    return 0
+
+
+@protocol(replaces=workqueue.run_until_none)
+def run_none() -> None:
+    """So who flushes does not run them, and a work function may flush."""
 
 
 @helper(raw=True)
@@ -521,6 +533,8 @@ HOOKS = [
     take,
     give_back,
     set_count,
+    worker_is_caller,
+    run_none,
     may_fail,
     expired,
     set_lock,

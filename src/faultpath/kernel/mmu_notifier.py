@@ -5,7 +5,7 @@ sequence number is odd while at least one running invalidation overlaps an inter
 inserts and removals wait on ``deferred_list`` for the last range_end.
 
 wake_up_all() is no step: who waits goes on as soon as its condition holds, as it might in the kernel by coming late.
-Plain notifiers cannot be unregistered here, so the SRCU section around their calls is left out.
+The kernel's one ``srcu``, under which plain notifiers are called, is a member of the only mm here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,16 @@ from faultpath.kernel.primitives.itree import (
     rb_clear_node,
     rb_empty_node,
 )
-from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next
-from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
+from faultpath.kernel.primitives.lists import (
+    hlist_add_head,
+    hlist_del,
+    hlist_del_init_rcu,
+    hlist_first,
+    hlist_next,
+    hlist_unhashed,
+)
+from faultpath.kernel.primitives.locks import down_write, spin_lock, spin_unlock, up_write
+from faultpath.kernel.srcu import Srcu, srcu_read_lock, srcu_read_unlock, synchronize_srcu
 from faultpath.protocol.language import container_of, count, has_op, hook, protocol, wait_event
 from faultpath.protocol.struct import (
     HlistHead,
@@ -80,6 +88,7 @@ class Mm(Struct):
     async_put_work: Work
     oom_skip: int  # MMF_OOM_SKIP
     raises: int  # who raises invalidations: RAISES_* in kernel/memory.py
+    srcu: Srcu  # mm/mmu_notifier.c's own
 
 
 class IntervalNode(Struct):
@@ -264,20 +273,31 @@ def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
 
 
 @protocol
-def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
-    """mn_hlist_invalidate_end()."""
+def mn_hlist_end_all(subs: Subscriptions, range: Range) -> None:
+    """The loop of mn_hlist_invalidate_end(); by a failed range_start it is run inside its own section."""
     item = hlist_first(subs.list)
     while item:
         sub = container_of(Notifier, "hlist", item)
         if has_op(sub.ops, "invalidate_range_end"):
+            callback_begins(range.blockable)
             ops_invalidate_range_end(sub.ops, sub, range)
+            callback_ends(range.blockable)
         item = hlist_next(sub.hlist)
+
+
+@protocol
+def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
+    """mn_hlist_invalidate_end()."""
+    idx = srcu_read_lock(range.mm.srcu)
+    mn_hlist_end_all(subs, range)
+    srcu_read_unlock(range.mm.srcu, idx)
 
 
 @protocol
 def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
     """mn_hlist_invalidate_range_start(): every plain notifier; if one refuses, the end follows at once."""
     ret = 0
+    idx = srcu_read_lock(range.mm.srcu)
     item = hlist_first(subs.list)
     while item:
         sub = container_of(Notifier, "hlist", item)
@@ -285,14 +305,15 @@ def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
             before = zapped_so_far()
             count("callbacks")
             callback_begins(range.blockable)
-            if ops_invalidate_range_start(sub.ops, sub, range):
+            if ops_invalidate_range_start(sub.ops, sub, range) and not range.blockable:
                 ret = -EAGAIN
             callback_ends(range.blockable)
             if zapped_so_far() == before:
                 count("callbacks_empty")
         item = hlist_next(sub.hlist)
     if ret:
-        mn_hlist_invalidate_end(subs, range)
+        mn_hlist_end_all(subs, range)
+    srcu_read_unlock(range.mm.srcu, idx)
     return ret
 
 
@@ -362,6 +383,7 @@ def mn_itree_release(subs: Subscriptions, range: Range) -> None:
 @protocol
 def mn_hlist_release(subs: Subscriptions, mm: Mm) -> None:
     """mn_hlist_release(): tell the plain notifiers, then take them off the list."""
+    idx = srcu_read_lock(mm.srcu)
     item = hlist_first(subs.list)
     while item:
         sub = container_of(Notifier, "hlist", item)
@@ -370,8 +392,10 @@ def mn_hlist_release(subs: Subscriptions, mm: Mm) -> None:
         item = hlist_next(sub.hlist)
     spin_lock(subs.lock)
     while hlist_first(subs.list):
-        hlist_del(container_of(Notifier, "hlist", hlist_first(subs.list)).hlist)
+        hlist_del_init_rcu(container_of(Notifier, "hlist", hlist_first(subs.list)).hlist)
     spin_unlock(subs.lock)
+    srcu_read_unlock(mm.srcu, idx)
+    synchronize_srcu(mm.srcu)
 
 
 @protocol
@@ -384,8 +408,8 @@ def mmu_notifier_release(mm: Mm, range: Range) -> None:
 
 
 @protocol
-def mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
-    """mmu_notifier_register() of a plain notifier, by a driver that holds mmap_lock for writing as it must."""
+def __mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
+    """__mmu_notifier_register() of a plain notifier, by a driver that holds mmap_lock for writing, as it must."""
     subs = mm.notifier_subscriptions
     sub.mm = mm
     mmgrab(mm)
@@ -393,6 +417,32 @@ def mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
     hlist_add_head(sub.hlist, subs.list)
     spin_unlock(subs.lock)
     return 0
+
+
+@protocol
+def mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
+    """mmu_notifier_register(): takes mmap_lock for it."""
+    down_write(mm.mmap_lock)
+    ret = __mmu_notifier_register(sub, mm)
+    up_write(mm.mmap_lock)
+    return ret
+
+
+@protocol
+def mmu_notifier_unregister(sub: Notifier, mm: Mm) -> None:
+    """mmu_notifier_unregister(): release is called unless exit has done so; no callback runs once it returns."""
+    subs = mm.notifier_subscriptions
+    if not hlist_unhashed(sub.hlist):
+        idx = srcu_read_lock(mm.srcu)
+        if has_op(sub.ops, "mm_release"):
+            ops_mm_release(sub.ops, sub, mm)
+        srcu_read_unlock(mm.srcu, idx)
+        spin_lock(subs.lock)
+        if not hlist_unhashed(sub.hlist):  # hlist_del_init_rcu() asks by itself
+            hlist_del_init_rcu(sub.hlist)
+        spin_unlock(subs.lock)
+    synchronize_srcu(mm.srcu)
+    mmdrop(mm)
 
 
 @protocol

@@ -55,6 +55,12 @@ def might_sleep(w: Words) -> int:
     return 0
 
 
+@helper
+def worker_is_caller(w: Words) -> int:
+    """Whether the running thread runs the work items itself: nobody else is there."""
+    return 1
+
+
 @helper(raw=True)
 def set_count(w: Words, count: int, value: int, floor: int) -> int:
     """Change a count by one. ``floor``: the value at or below which steps can be told apart."""

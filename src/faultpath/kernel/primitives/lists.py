@@ -47,6 +47,24 @@ def hlist_del(w: Words, node: HlistNode) -> int:
 
 
 @primitive
+def hlist_del_init_rcu(w: Words, node: HlistNode) -> int:
+    """hlist_del_init_rcu(): take a node out; who stands at it can still go on to the next."""
+    list_del_valid(w, node)
+    following = w[node]
+    w[w[node + 1]] = following
+    if following:
+        w[following + 1] = w[node + 1]
+    w[node + 1] = 0
+    return 0
+
+
+@primitive
+def hlist_unhashed(w: Words, node: HlistNode) -> int:
+    """hlist_unhashed(): whether a node is in no list."""
+    return 1 if w[node + 1] == 0 else 0
+
+
+@primitive
 def queue_work(w: Words, work: Work, handler: int, obj: int) -> int:
     """Queue a work item for its worker; 1 if queued, 0 if it was pending already."""
     if w[work + 1]:
@@ -91,3 +109,24 @@ def start_work(w: Words, work: int) -> int:
     handler = w[work + 1]
     w[work + 1] = 0
     return handler
+
+
+@primitive
+def insert_wq_barrier(w: Words, barrier: Work, target: Work, handler: int, obj: int) -> int:
+    """insert_wq_barrier(): queue ``barrier`` right behind ``target`` if that is queued, else before everything.
+
+    With one worker, what is queued before everything runs as soon as the item that is running now is over.
+    """
+    before = w[WORK_HEAD]
+    while before and before != target:
+        before = w[before]
+    w[barrier + 1] = handler
+    w[barrier + 2] = obj
+    w[barrier] = w[target] if before else w[WORK_HEAD]
+    if w[barrier] == 0:
+        w[WORK_TAIL] = barrier
+    if before:
+        w[target] = barrier
+    else:
+        w[WORK_HEAD] = barrier
+    return 0

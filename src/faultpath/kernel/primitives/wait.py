@@ -1,8 +1,9 @@
-"""Wait queues. Who waits is known by the condition it waits for; what is left of a queue is that waking touches it."""
+"""Wait queues and completions. Who waits is known by what it waits for; of a queue is left that waking touches it."""
 
 from __future__ import annotations
 
 from faultpath.engine.world import Words
+from faultpath.kernel.primitives.debug import might_sleep
 from faultpath.kernel.primitives.locks import dec_and_test
 from faultpath.protocol.language import primitive
 from faultpath.protocol.struct import Embedded, RefCount
@@ -22,3 +23,62 @@ def wake_up(w: Words, queue: WaitQueue) -> int:
 def dec_and_wake(w: Words, ref: RefCount, queue: WaitQueue) -> int:
     """complete() of the last one: the count falls and the queue is woken under the lock that the waiter takes, too."""
     return w[queue] if dec_and_test(w, ref) else 0
+
+
+ALL = (1 << 32) - 1  # UINT_MAX: for everybody, from now on
+
+
+class Completion(Embedded):
+    """``struct completion`` (kernel/sched/completion.c, Linux 6.1): ``done``. New ones are initialized: zero."""
+
+
+@primitive
+def complete(w: Words, x: Completion) -> int:
+    """complete(): one waiter may go on. Counted and woken under x.wait's lock, which the waiter takes too: one step.
+
+    So, unlike a wait queue whose condition lies outside it, a completion may be freed by the one who waited for it.
+    """
+    if w[x] != ALL:
+        w[x] += 1
+    return 0
+
+
+@primitive
+def complete_all(w: Words, x: Completion) -> int:
+    """complete_all(): everybody may go on, until reinit_completion()."""
+    w[x] = ALL
+    return 0
+
+
+@primitive
+def reinit_completion(w: Words, x: Completion) -> int:
+    """reinit_completion(): it can be waited for again."""
+    w[x] = 0
+    return 0
+
+
+@primitive(blocks=True)
+def wait_for_completion(w: Words, x: Completion) -> int:
+    """wait_for_completion(): sleep until it is done, and take that."""
+    might_sleep(w)
+    if w[x] == 0:
+        return 1
+    if w[x] != ALL:
+        w[x] -= 1
+    return 0
+
+
+@primitive
+def try_wait_for_completion(w: Words, x: Completion) -> int:
+    """try_wait_for_completion(): take it if it is done, without sleeping: 1 if taken."""
+    if w[x] == 0:
+        return 0
+    if w[x] != ALL:
+        w[x] -= 1
+    return 1
+
+
+@primitive
+def completion_done(w: Words, x: Completion) -> int:
+    """completion_done(): whether a waiter would go on at once."""
+    return 1 if w[x] else 0
