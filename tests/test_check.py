@@ -75,9 +75,9 @@ def test_what_holds_ends_with_0_and_says_what_was_reached() -> None:
 
 
 def test_what_does_not_fit_proves_nothing_and_ends_with_2() -> None:
-    done = run("full-va", "-s", "two-clients-hole", "--memory", "1M")
+    done = run("full-va", "-s", "two-first-faults", "--no-reduction", "--memory", "1M")
     assert done.returncode == 2
-    assert "full-va two-clients-hole: bounded: not everything was explored (memory)" in done.stdout
+    assert "full-va two-first-faults: bounded: not everything was explored (memory)" in done.stdout
     assert re.fullmatch(r"faultpath: [^\n]+: [^\n]+: [^\n]+\n", done.stderr)
 
 

@@ -221,9 +221,10 @@ class _Trail:
         return step
 
     def first(self, number: int) -> int:
-        """The first instruction of a thread that is a step."""
+        """The first instruction of a thread that is a step, or a call that leads nowhere."""
         code = self.check.threads[number].routine.code
-        return next(i for i, instruction in enumerate(code.instructions) if isinstance(instruction, steps.STEPS))
+        kinds = (*steps.STEPS, steps.Unbound)
+        return next(i for i, instruction in enumerate(code.instructions) if isinstance(instruction, kinds))
 
     def touched(self) -> tuple[frozenset[int], frozenset[int]]:
         """Words that the access read and wrote, of objects that others know."""
