@@ -169,3 +169,21 @@ def test_progress_is_told_and_tables_grow_on_the_way(reduce):
     assert told == sorted(told)
     if not reduce:
         assert verdict.states > (1 << 17) * 2 // 3  # more than the first table holds, twice
+
+
+def test_a_queue_that_is_widened_keeps_what_is_in_it():
+    w = world.new_world()
+    native = Native(Program([search.push, search.pop, search.widen]))
+    call = native.call_raw
+    w[search.QUEUE], w[search.QUEUE_WORDS] = 1 << 25, 16
+    put, taken = 0, []
+    for burst in (12, 10, 30, 9):
+        while w[search.WRITTEN_AT] - w[search.READ_AT] + burst > w[search.QUEUE_WORDS]:
+            call(search.widen, w)
+        for _ in range(burst):
+            call(search.push, w, put)
+            put += 1
+        taken += [call(search.pop, w) for _ in range(burst // 2)]
+    taken += [call(search.pop, w) for _ in range(put - len(taken))]
+    assert taken == list(range(put))
+    assert w[search.QUEUE_WORDS] == 64

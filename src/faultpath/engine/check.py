@@ -56,11 +56,12 @@ MAX_WALK_STEPS = 5000
 
 # Words of address space for the search's own tables: states, the queue, the hash table, edges of the graph.
 MAX_STATES = 1 << 26
-QUEUE_WORDS = 1 << 27
+FIRST_QUEUE = 1 << 20  # a ring: small enough to stay in the cache, doubled when it is full
+MAX_QUEUE = 1 << 27
 PARENTS = arena.TABLES
 FIRST_EDGE = PARENTS + MAX_STATES
 QUEUE = FIRST_EDGE + MAX_STATES
-HASH_TABLE = QUEUE + QUEUE_WORDS
+HASH_TABLE = QUEUE + MAX_QUEUE
 EDGES = HASH_TABLE + (1 << 28)
 
 COUNTS = (
@@ -100,7 +101,7 @@ def _compiled(
 
 @cache
 def _searcher() -> Native:
-    return Native(Program([search.search, search.rehash, search.run_thread, progress.livelock]))
+    return Native(Program([search.search, search.rehash, search.widen, search.run_thread, progress.livelock]))
 
 
 def like_of(alike: list[int], number: int) -> bool:
@@ -237,7 +238,6 @@ class Check:
         w[search.INVARIANTS] = self.native.address(check_state)
         w[search.FINAL] = self.native.address(check_final)
         w[search.QUEUE] = QUEUE
-        w[search.QUEUE_WORDS] = QUEUE_WORDS
         w[search.PARENTS] = PARENTS
         w[search.MAX_FOUND] = MAX_STATES
         w[search.FIRST_EDGE] = FIRST_EDGE
@@ -396,6 +396,7 @@ class Check:
         w[search.SYMMETRY] = int(symmetry and any(self._alike()))
         w[search.FOUND] = 1
         w[search.LEVEL_END] = 1
+        w[search.QUEUE_WORDS] = FIRST_QUEUE
         w[search.HASH] = 1
         world.forget(w, arena.MARK + arena.ARENA, arena.STATE_END - arena.ARENA)
         w[arena.MARK : arena.MARK + 64] = 0
@@ -407,7 +408,6 @@ class Check:
         w[table + 2 * slot], w[table + 2 * slot + 1] = 1, 0
         w[int(w[search.QUEUE])] = 0
         w[search.WRITTEN_AT] = 1
-        consumed = 0
         while True:
             why = functions.call_raw(search.search, w, 1 << 15)
             if w[arena.BROKEN] and (why != search.PAUSED or w[search.EXPANDED] > 2 * w[search.BROKEN_AT] > 0):
@@ -419,9 +419,10 @@ class Check:
                     return int(why)
                 functions.call(search.rehash, w, table, entries - 1)
                 world.forget(w, old, entries)
+            elif why == search.QUEUE_FULL and w[search.QUEUE_WORDS] < MAX_QUEUE:
+                functions.call(search.widen, w)
             elif why != search.PAUSED:
                 return int(why)
-            consumed = self._release(consumed)
             if self._memory(entries) > self.memory:
                 return search.TABLE_FULL
             show(int(w[search.EXPANDED]), int(w[search.FOUND]))
@@ -432,16 +433,6 @@ class Check:
         waiting = int(w[search.WRITTEN_AT] - w[search.READ_AT])
         per_state = 2 + progress.NODE_WORDS
         return 8 * (2 * entries + per_state * int(w[search.FOUND]) + int(w[search.EDGE_COUNT]) + waiting)
-
-    def _release(self, consumed: int) -> int:
-        """Give back the memory of what has been read from the queue since it was read up to ``consumed``."""
-        read = int(self.w[search.READ_AT])
-        if read - consumed < 1 << 20:
-            return consumed
-        first, last = consumed % QUEUE_WORDS, read % QUEUE_WORDS
-        for start, end in ((first, last),) if first < last else ((first, QUEUE_WORDS), (0, last)):
-            world.forget(self.w, QUEUE + start, end - start)
-        return read
 
     def _livelock(self) -> int | None:
         """The first state of a livelock in the graph of the last search."""

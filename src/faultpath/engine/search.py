@@ -398,6 +398,17 @@ def search(w: Words, budget: int) -> int:
 
 
 @helper(raw=True)
+def widen(w: Words) -> int:
+    """Twice the room in the queue: words in use move up where their place in the larger ring is another."""
+    narrow = w[QUEUE_WORDS] - 1
+    wide = 2 * w[QUEUE_WORDS] - 1
+    for number in range(w[READ_AT], w[WRITTEN_AT]):
+        w[w[QUEUE] + (number & wide)] = w[w[QUEUE] + (number & narrow)]
+    w[QUEUE_WORDS] = wide + 1
+    return 0
+
+
+@helper(raw=True)
 def rehash(w: Words, table: int, mask: int) -> int:
     """Move the table's entries into a larger one."""
     old = w[TABLE]
