@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,21 @@ def test_the_session_in_the_readme_is_what_the_command_prints():
     command = [sys.executable, "-m", "faultpath", *shown[1].split()[1:]]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.rstrip() == shown[2].rstrip()
+
+
+def test_the_counterexample_in_the_readme_is_what_the_command_prints():
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"\$ (faultpath check nouveau-v6 --scenario teardown-vs-fault)\n(.*?)```", readme, re.DOTALL)
+    assert shown
+    command = [sys.executable, "-m", "faultpath", *shown[1].split()[1:]]
+    wide = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=wide)
+    assert done.returncode == 1
+
+    def untimed(text: str) -> str:
+        return re.sub(r"seconds=\S+ states/s=\w+", "", text).rstrip()
+
+    assert untimed(done.stdout) == untimed(shown[2])
 
 
 def test_every_violation_of_nouveau_v6_is_in_the_documents():

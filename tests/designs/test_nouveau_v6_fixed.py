@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from faultpath.design import PARALLEL_FAULTS
 from faultpath.designs import nouveau_v6, nouveau_v6_fixed
 from faultpath.designs.nouveau_v6 import Svm, Svmm
 from faultpath.designs.nouveau_v6_fixed import SvmmInterval, track
@@ -17,7 +18,7 @@ from faultpath.protocol.language import Protocol, protocol
 from faultpath.scenario import Scenario
 from faultpath.scenarios import SCENARIOS
 
-APPLYING = [s for s in SCENARIOS if not s.parallel_faults]  # one worker serves a GPU's faults
+APPLYING = [s for s in SCENARIOS if PARALLEL_FAULTS not in s.needs]  # one worker serves a GPU's faults
 NAMED = {s.name: s for s in SCENARIOS}
 
 UAF = "use after free"
@@ -45,6 +46,9 @@ VIOLATED = {
     "oom-vs-fault": UAF,
     "two-clients": DURING,
     "failed-allocation": UNCOVERED,
+    "oom-vs-dontneed": UAF,
+    "second-client": DURING,
+    "exit-vs-one-teardown": UNCOVERED,
 }
 
 

@@ -65,7 +65,7 @@ def test_a_search_gives_the_same_numbers_again_and_in_a_process_of_its_own():
     text = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-from engine.test_check import AGAIN, check, numbers
+from engine.test_checker import AGAIN, check, numbers
 print(json.dumps([[*numbers(found), found.path] for found in (check(d, s).run() for d, s in AGAIN)]))
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
