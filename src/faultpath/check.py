@@ -38,6 +38,7 @@ def check(
     *,
     memory: int = 4 << 30,
     reduce: bool = True,
+    symmetry: bool = True,
     replay: str = "",
     progress: Progress = lambda what, done, total: None,
     found: Found = lambda result: None,
@@ -48,6 +49,7 @@ def check(
     :param scenarios: scenarios as :func:`faultpath.catalog.scenarios` takes them; none: the built-in ones
     :param memory: bytes that the table of states may take
     :param reduce: take steps together that other threads cannot tell apart
+    :param symmetry: take states for one in which like threads have changed places
     :param replay: id of a counterexample of the one design in the one scenario: follow it instead of searching
     :param found: is told each result as soon as it is there
     :raises FaultpathError: a wrong request
@@ -69,7 +71,9 @@ def check(
         if why := inapplicable(design, scenario):
             reasons.append(f"{scenario.name} cannot happen with {name}: --scenario: {why}")
             continue
-        checked = Check(design, catalog.integers(design, values), scenario, reduce=reduce, memory=memory)
+        checked = Check(
+            design, catalog.integers(design, values), scenario, reduce=reduce, symmetry=symmetry, memory=memory
+        )
         if replay:
             result = _replayed(checked, name, replay)
         else:
@@ -158,6 +162,7 @@ def _result(checked: Check, said: str, verdict: Verdict, limit: str | None) -> D
             "threads": len(scenario.threads),
             "allocation_failures": scenario.failures,
             "reduction": checked.reduce,
+            "symmetry": checked.symmetry,
             "fingerprint_bits": FINGERPRINT_BITS,
             # That two of n states have one fingerprint, and one of them was taken for known.
             "collision_probability": verdict.states**2 / 2 ** (FINGERPRINT_BITS + 1),

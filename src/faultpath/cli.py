@@ -106,6 +106,7 @@ def compare(
 )
 @click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="For the table of states; K, M, G")
 @click.option("--no-reduction", is_flag=True, help="Interleave every access, also those no other thread can tell apart")
+@click.option("--no-symmetry", is_flag=True, help="Tell threads apart that run the same on the same")
 @click.option("--full", is_flag=True, help="Every access of a counterexample, and every counterexample")
 @click.option("--replay", metavar="ID", default="", help="Show a counterexample again instead of searching")
 @click.option("--perfetto", type=click.Path(path_type=Path), metavar="OUT", help="Write counterexamples as tracks")
@@ -116,6 +117,7 @@ def check(
     everything: bool,
     memory: str,
     no_reduction: bool,
+    no_symmetry: bool,
     full: bool,
     replay: str,
     perfetto: Path | None,
@@ -143,7 +145,14 @@ def check(
     said = (lambda result: None) if as_json else verdicts.said
     with progress() as show:
         document = check(
-            requests, scenarios, memory=limit, reduce=not no_reduction, replay=replay, progress=show, found=said
+            requests,
+            scenarios,
+            memory=limit,
+            reduce=not no_reduction,
+            symmetry=not no_symmetry,
+            replay=replay,
+            progress=show,
+            found=said,
         )
     if perfetto:
         from faultpath.report.perfetto import write

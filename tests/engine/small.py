@@ -26,7 +26,9 @@ ODP = "odp-implicit:child=16K"
 DESIGNS = ("full-va", "nouveau-v6", ODP, f"{ODP},protection=srcu")
 
 
-def check(request: str, scenario: str, *, reduce: bool = True, memory: int = 1 << 26) -> Check:
+def check(request: str, scenario: str, *, reduce: bool = True, symmetry: bool = True, memory: int = 1 << 26) -> Check:
     """A design, as users name it, in a small or built-in scenario."""
     design, values = find(request)
-    return Check(design, integers(design, values), (SMALL | BUILT_IN)[scenario], reduce=reduce, memory=memory)
+    return Check(
+        design, integers(design, values), (SMALL | BUILT_IN)[scenario], reduce=reduce, symmetry=symmetry, memory=memory
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.small import check
+from engine.small import ODP, check
 from faultpath.engine import arena
 from faultpath.engine.check import Verdict
 from faultpath.engine.status import VIOLATIONS
@@ -86,3 +86,17 @@ def test_a_counterexample_taken_again_ends_where_it_says(design, scenario, way):
     assert violation.status == verdict.status
     stopped = VIOLATIONS[verdict.status][0] in ("lifetime", "locks", "structure") and verdict.status != arena.LEAK
     assert steps[-1].fatal or not stopped or verdict.status == arena.OVERLAP
+
+
+@pytest.mark.parametrize("reduce", [True, False], ids=["reduced", "full"])
+@pytest.mark.parametrize(
+    ("design", "scenario"),
+    [("full-va", "two-faults-one-page"), ("nouveau-v6", "two-faults-one-page"), (ODP, "two-faults-one-page")],
+)
+def test_like_threads_that_change_places_change_no_verdict(design, scenario, reduce):
+    ways = [check(design, scenario, reduce=reduce, symmetry=on, memory=1 << 28).run() for on in (True, False)]
+    like, apart = ways
+    assert (like.verdict, like.status, like.results) == (apart.verdict, apart.status, apart.results)
+    assert like.states < apart.states
+    if like.verdict == "violated":
+        assert like.depth == apart.depth

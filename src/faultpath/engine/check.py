@@ -134,7 +134,7 @@ class Check:
     """One design in one scenario.
 
     :param reduce: take steps together that others cannot tell apart
-    :param symmetry: take states for one that differ in the names of pages only, or in which of like threads is which
+    :param symmetry: take states for one that differ only in which of like threads is which
     """
 
     def __init__(
