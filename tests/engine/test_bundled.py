@@ -1,6 +1,6 @@
 """The oracles on the bundled recordings: every counter of every design, row for row what the replay was given.
 
-The oracles walk lists: the first ROWS rows of each process take them two minutes, whole recordings seven.
+The oracles walk lists: the first ROWS rows of each process take them a minute, whole recordings ten.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from oracles.core import Row
 from oracles.running import Run, differences, table
 
 RECORDINGS = sorted((Path(__file__).resolve().parents[2] / "recordings").glob("*.trace"))
-ROWS = 12_000
+ROWS = 6_000
 NAMES = ("nouveau-v6", "nouveau-v6-fixed", "odp-implicit:child=1048576K,protection=refcount", "full-va")
 
 
