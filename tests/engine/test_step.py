@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from faultpath.catalog import integers, load
-from faultpath.engine import world
+from faultpath.engine import native, world
 from faultpath.engine.replay import link
 from faultpath.engine.rows import ACCESSES_TOUCHED, ROW_WORDS, replay_rows
 from faultpath.engine.step import BLOCKED, ENDED, STEPPED, Stepper
@@ -31,6 +31,14 @@ ROWS = [
     (Op.FAULT, BASE + 7 * PAGE, 0, 6, 0),
     (Op.MUNMAP, BASE, 1 << 21, 0, 0),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """A replay as one flat list of steps is the longest function there is, and each runs but a moment."""
+    native.effort = 0
+    yield
+    native.effort = 2
 
 
 @pytest.fixture(scope="module", params=DESIGNS)
