@@ -22,6 +22,7 @@ from faultpath.engine.check import Check
 from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, PC
 from faultpath.kernel import debug
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Notifier, Subscriptions
+from faultpath.kernel.primitives.ghost import STARTED
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Helper, Protocol
 from faultpath.protocol.program import Program
@@ -566,7 +567,7 @@ class Rules:
                 if not entry & VALID:
                     continue
                 phase, cpu = self.invalidations(page), self.cpu(page)
-                if phase == arena.STARTED:
+                if phase == STARTED:
                     raise Violation(arena.PTE_DURING_INVALIDATION, page)
                 same = entry & ~WRITABLE == cpu & ~WRITABLE
                 if phase == 0 and not (same and (cpu & WRITABLE or not entry & WRITABLE)):

@@ -25,7 +25,7 @@ MEMORY = 4  # from kmalloc: may not be left behind
 # The checker's own part of the state.
 FREED = ARENA  # how many freed objects somebody may still point to, then their addresses
 MAX_FREED = 15
-RANGES = ARENA + 16  # invalidations under way: of each thread two, of three words: the Range, its phase, and 0
+RANGES = ARENA + 16  # invalidations under way, two of each thread: the Range, its start and end, its phase
 RANGE_WORDS = 4
 GENERATION = ARENA + 64  # how often each page came in
 PAGES = 64
@@ -34,20 +34,11 @@ CLOSED = ARENA + 129  # devices whose file has been closed, one bit each
 WALKING = ARENA + 130  # threads that go over the interval tree without its lock, one bit each
 OBJECTS = ARENA + 136  # here objects begin
 
-STARTING, STARTED = 1, 2  # phases: range_start has been called; it has returned
-
 # No part of the state: the run's settings and scratch.
 BASE = 1 << 24
 LOG_TOP = BASE  # where the next entry of the log goes
 TAKEN = BASE + 1  # steps of the last call of step()
 VISIBLE = BASE + 2  # the primitive that ran touched what others touch
-AT = BASE + 19  # the instruction that ran last
-LATE = BASE + 39  # the thread, counted from 1, whose last accesses come after the free that broke the rule
-THREADS = BASE + 40  # how many there are, and of each its address
-RECORD = BASE + 41
-WINDOW_AT = BASE + 48  # of each place in the window of the thread that runs: its accesses before
-LIKE = BASE + 56  # of each thread: the thread before it that runs the same on the same, counted from 1, or 0
-SWAPPED = BASE + 63  # like threads that changed places after the last step, as a mask of the later ones
 FINE = BASE + 3  # every access is a step of its own: no reduction
 FORGETFUL = 2  # FINE: and who touches what need not be remembered
 CHOICES = BASE + 4  # answers to what may go one way or the other, one bit each
@@ -63,24 +54,27 @@ TIMEOUTS = BASE + 13  # whether a bounded loop may run out of time
 SPAN = BASE + 14  # the pages under examination: first address, end
 SPAN_END = BASE + 15
 LIMIT = BASE + 16  # first word of the arena not in use
-
 CHECK_MM = BASE + 17  # what the invariants look at: the mm, how many devices, and which
 DEVICES = BASE + 18
+AT = BASE + 19  # the instruction that ran last
 DEVICE_AT = BASE + 20
 DISJOINT = BASE + 24  # the design promises intervals that do not overlap
-GAVE = BASE + 31  # what the primitive that ran last returned
-REMEMBER = BASE + 26  # a state remembers what the threads that have ended returned
 ITREE = BASE + 25  # root of the interval tree
+REMEMBER = BASE + 26  # a state remembers what the threads that have ended returned
+GAVE = BASE + 31  # what the primitive that ran last returned
 RESULTS = BASE + 32  # of each thread: 1 if it ever returned 0 or more, 2 if it ever returned an error
-
-REGISTERS = BASE + 512  # of the thread that runs
-
-LOCK_AT = BASE + 576  # of each lock met: its address
-
+LATE = BASE + 39  # the thread, counted from 1, whose last accesses come after the free that broke the rule
+THREADS = BASE + 40  # how many there are, and of each its address
+RECORD = BASE + 41
+WINDOW_AT = BASE + 48  # of each place in the window of the thread that runs: its accesses before
+LIKE = BASE + 56  # of each thread: the thread before it that runs the same on the same, counted from 1, or 0
+SWAPPED = BASE + 63  # like threads that changed places after the last step, as a mask of the later ones
 SEEN = BASE + 64  # of each counter: whether it was counted at all
 LOCK_CLASS = BASE + 256  # of each lock met: its class number
 CLASS_KEY = BASE + 320  # of each class: ir.LockClass.number
 CLASS_AFTER = BASE + 384  # of each class: mask of the classes ever taken while it was held
+REGISTERS = BASE + 512  # of the thread that runs
+LOCK_AT = BASE + 576  # of each lock met: its address
 MAX_LOCKS = 40  # bits of a guard mask; one bit per thread comes above them
 MAX_CLASSES = 60
 

@@ -14,6 +14,7 @@ from faultpath.engine.thread import PC
 from faultpath.engine.trail import Step, evaluate, registers_of, thread_names
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives import pagetable
+from faultpath.kernel.primitives.ghost import STARTED
 from faultpath.protocol import ir, steps
 from faultpath.protocol.struct import current
 
@@ -79,8 +80,8 @@ def _freed(check: Check, names: Names, found: Sequence[Step], addr: int) -> list
 def page_state(check: Check, page: int) -> Iterator[str]:
     """What the CPU's and the devices' page tables say of a page, and which invalidations of it are under way."""
     w = check.w
-    cpu = pagetable.get(w, check.mm + Mm.fields["pt"].offset, page)
     current.w, current.program = w, None
+    cpu = pagetable.get(w, check.mm + Mm.fields["pt"].offset, page)
     entries = [int(check.design.walk(device, page)) for device in check.devices]
     for number, found in enumerate(entries):
         if found & pagetable.VALID and not w[arena.CLOSED] >> number & 1:
@@ -91,7 +92,7 @@ def page_state(check: Check, page: int) -> Iterator[str]:
             slot = arena.RANGES + nth * arena.RANGE_WORDS
             start, end, phase = (int(word) for word in w[slot + 1 : slot + 4])
             if phase and start <= page < end:
-                stands = "range_start has returned" if phase == arena.STARTED else "range_start runs"
+                stands = "range_start has returned" if phase == STARTED else "range_start runs"
                 yield f"invalidation {start:#x}-{end:#x} of {name} under way, {stands}"
 
 

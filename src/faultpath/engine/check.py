@@ -29,6 +29,7 @@ from itertools import pairwise
 from faultpath.design import Design
 from faultpath.engine import arena, progress, search, world
 from faultpath.engine.native import Library, Native
+from faultpath.engine.sanitizer import undo_to
 from faultpath.engine.status import explain
 from faultpath.engine.step import Routine
 from faultpath.engine.thread import PC
@@ -101,12 +102,11 @@ def _compiled(
 
 @cache
 def _searcher() -> Native:
-    return Native(Program([search.search, search.rehash, search.widen, search.run_thread, progress.livelock]))
-
-
-def like_of(alike: list[int], number: int) -> bool:
-    """Whether a later thread is like this one."""
-    return number + 1 in alike
+    return Native(
+        Program(
+            [search.search, search.rehash, search.widen, search.seek, search.run_thread, undo_to, progress.livelock]
+        )
+    )
 
 
 @dataclass
@@ -217,9 +217,10 @@ class Check:
             w[search.DAEMON + number] = thread.routine.idle if call.protocol is worker else 0
             self.records.append(record)
             record += thread.routine.words
-        for number, like in enumerate(self._alike()):
+        alike = self._alike()
+        for number, like in enumerate(alike):
             w[arena.LIKE + number] = like
-            w[search.BIT + number] = 0 if like or like_of(self._alike(), number) else 1 << (arena.MAX_LOCKS + number)
+            w[search.BIT + number] = 0 if like or number + 1 in alike else 1 << (arena.MAX_LOCKS + number)
         if record >= arena.SHADOW:
             raise FaultpathError("too much state", self.scenario.name, "fewer threads or pages")
         w[arena.LIMIT] = record
@@ -320,11 +321,7 @@ class Check:
 
     def undo(self) -> None:
         """Take the last step back."""
-        w = self.w
-        top = int(w[arena.LOG_TOP])
-        for entry in range(top - 2, arena.LOG - 2, -2):
-            w[w[entry]] = w[entry + 1]
-        w[arena.LOG_TOP] = arena.LOG
+        _searcher().call_raw(undo_to, self.w, arena.LOG)
 
     # --- the search
 
@@ -346,7 +343,7 @@ class Check:
             verdict.verdict, verdict.bound = "bounded", "memory"
         elif (state := self._livelock()) is not None:
             self.w[search.BAD_STATE], self.w[search.BAD_STEP] = state, -1
-            verdict.loop = self._way_round(state)
+            verdict.loop = progress.way_round(self.w, state, self._members())
             self._violated(verdict, arena.LIVELOCK)
         verdict.seconds = time.perf_counter() - begin
         return verdict
@@ -393,7 +390,7 @@ class Check:
         w[search.TABLE], w[search.MASK] = table, entries - 1
         for word in COUNTS:
             w[word] = 0
-        w[search.SYMMETRY] = int(symmetry and any(self._alike()))
+        w[search.SYMMETRY] = int(symmetry)
         w[search.FOUND] = 1
         w[search.LEVEL_END] = 1
         w[search.QUEUE_WORDS] = FIRST_QUEUE
@@ -402,10 +399,8 @@ class Check:
         w[arena.MARK : arena.MARK + 64] = 0
         w[arena.LAST : arena.LAST + 64] = w[:64]
         w[arena.LAST + arena.ARENA : arena.LAST + arena.STATE_END] = w[arena.ARENA : arena.STATE_END]
-        functions.call(search.rehash, w, table, entries - 1)
-        # The first state: number 0, nothing differs.
-        slot = (1 ^ (1 >> 32)) & (entries - 1)
-        w[table + 2 * slot], w[table + 2 * slot + 1] = 1, 0
+        # The first state: number 0, fingerprint 1, nothing differs.
+        w[functions.call_raw(search.seek, w, 1)] = 1
         w[int(w[search.QUEUE])] = 0
         w[search.WRITTEN_AT] = 1
         while True:
@@ -451,9 +446,6 @@ class Check:
         """The states of the livelock found."""
         stack = int(self.w[progress.STACK])
         return {int(s) for s in self.w[stack : stack + int(self.w[progress.PART])]}
-
-    def _way_round(self, state: int) -> list[int]:
-        return progress.way_round(self.w, state, self._members())
 
     def _path(self) -> list[tuple[int, int]]:
         w = self.w

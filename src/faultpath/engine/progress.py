@@ -22,8 +22,7 @@ NODE_WORDS = 4
 BASE = (1 << 24) + 2048
 NODES = BASE
 STACK = BASE + 1  # first word of the stack of states whose part is not complete
-PART = BASE + 2  # of the livelock found: how many states, and which threads move in it
-MOVERS = BASE + 3
+PART = BASE + 2  # how many states the livelock found has
 
 
 @helper(raw=True)
@@ -41,7 +40,7 @@ def target(w: Words, edge: int) -> int:
 
 @helper(raw=True)
 def is_livelock(w: Words, top: int, size: int) -> int:
-    """Whether the part that is the last ``size`` states of the stack is one: the threads that move in it, else 0."""
+    """Whether the part that is the last ``size`` states of the stack is one."""
     everybody = (1 << w[THREADS]) - 1
     movers = 0
     idle = everybody
@@ -53,7 +52,7 @@ def is_livelock(w: Words, top: int, size: int) -> int:
             to = target(w, edge)
             if to >= 0 and w[w[NODES] + NODE_WORDS * to + LOW] == root:
                 movers = movers | 1 << (w[w[EDGES] + edge] >> 4 & 15)
-    return movers if movers and movers | idle == everybody else 0
+    return 1 if movers and movers | idle == everybody else 0
 
 
 @helper(raw=True)
@@ -92,10 +91,8 @@ def visit(w: Words, start: int, order: int) -> int:
                     size += 1
                 for place in range(top - size, top):
                     w[nodes + NODE_WORDS * w[place] + LOW] = w[node + LOW]
-                movers = is_livelock(w, top, size)
-                if movers:
+                if is_livelock(w, top, size):
                     w[PART] = size
-                    w[MOVERS] = movers
                     w[STACK] = top - size
                     return state
                 for place in range(top - size, top):

@@ -205,11 +205,8 @@ def window_room(w: Words, thread: int) -> int:
 
 @helper(raw=True)
 def window_used(w: Words, thread: int) -> int:
-    """Whether there is any object in a thread's window."""
-    for place in range(thread + WINDOW, thread + WINDOW + WINDOW_SIZE):
-        if w[place]:
-            return 1
-    return 0
+    """Whether there is any object in a thread's window: it is filled from the front, and emptied whole."""
+    return 1 if w[thread + WINDOW] else 0
 
 
 @helper(raw=True)
@@ -283,6 +280,8 @@ def note_count(w: Words, addr: int) -> int:
 @helper(raw=True)
 def note_free(w: Words, obj: int, words: int) -> int:
     """The running thread frees an object: a write to all of it. Has another yet to make an access, it comes late."""
+    if w[FINE] == FORGETFUL:
+        return 0
     for number in range(w[THREADS]):
         thread = w[RECORD + number]
         if thread != w[THREAD] and in_window(w, thread, obj):
@@ -331,9 +330,9 @@ def publish(w: Words, addr: int) -> int:
 
 
 @helper(raw=True)
-def stored(w: Words, shadow: int, value: int) -> int:
-    """A value went into an object: a pointer to a private one gives it away, unless this one is private itself."""
-    if value >= OBJECTS and value < SHADOW and shadow & PRIVATE == 0:
+def give_away(w: Words, value: int) -> int:
+    """A value went where others can read it: if it is a pointer to a private object, that is private no more."""
+    if value >= OBJECTS and value < SHADOW:
         publish(w, value)
     return 0
 
@@ -349,10 +348,9 @@ def read_field(w: Words, addr: int) -> int:
 @helper(raw=True)
 def write_field(w: Words, addr: int, value: int) -> int:
     """A protocol writes a field."""
-    shadow = shadow_of(w, addr)
-    if shadow & PRIVATE == 0:
+    if shadow_of(w, addr) & PRIVATE == 0:
         note(w, addr, 1)
-        stored(w, shadow, value)
+        give_away(w, value)
     return put(w, addr, value)
 
 
@@ -383,8 +381,7 @@ def read_global(w: Words, addr: int) -> int:
 def write_global(w: Words, addr: int, value: int) -> int:
     """A primitive writes a named word of the state."""
     note(w, addr, 1)
-    if value >= OBJECTS and value < SHADOW:
-        publish(w, value)
+    give_away(w, value)
     return put(w, addr, value)
 
 

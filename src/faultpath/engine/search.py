@@ -33,6 +33,7 @@ from faultpath.engine.world import STATUS, TID, Words
 from faultpath.kernel.debug import collect
 from faultpath.protocol.language import call_native, helper, prefetch
 from faultpath.protocol.native import STOPPED
+from faultpath.protocol.resumable import BLOCKED
 
 BASE = (1 << 24) + 1024
 EXPANDED = BASE + 1  # states taken from the queue
@@ -68,8 +69,6 @@ TOUCHED_LIST = MARK + 1024  # below the first address that MARK is for; so is th
 WAYS = LAST + 1024  # steps from the state being expanded: thread << 12 | choices, fingerprint, end of its log
 WAY_WORDS = 3
 LOG_WORDS = 1 << 13  # room for the log of one of them
-
-BLOCKED = 1  # what step() returns, see protocol/resumable.py
 
 # Why a search stopped.
 EXHAUSTED, PAUSED, TABLE_FULL, QUEUE_FULL, VIOLATED = range(5)

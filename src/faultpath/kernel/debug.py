@@ -279,7 +279,6 @@ def follows(w: Words, held: int, taken: int) -> int:
     """
     if w[CLASS_AFTER + held] >> taken & 1:
         return 0
-    # An order that is refused is not remembered: it is refused again when the execution is repeated.
     if held == taken or classes_after(w, 1 << taken) >> held & 1:
         fail(w, LOCK_ORDER, held << 16 | taken)
     w[CLASS_AFTER + held] |= 1 << taken
