@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import faultpath
@@ -22,6 +22,7 @@ from faultpath.kernel.mirror import device_access
 from faultpath.kernel.threads import faulting
 from faultpath.protocol.native import STOPPED
 from faultpath.scenario import Scenario
+from faultpath.varint import varint, varints
 
 SCHEMA = "faultpath/check/1"
 FINGERPRINT_BITS = 64
@@ -61,7 +62,7 @@ def check(
         raise FaultpathError("a counterexample is of one design in one scenario", "--replay", "name both")
     cells = [(label(request, d, v), d, v, named, s) for request, d, v in designs for named, s in wanted]
     results: list[Document] = []
-    reasons: list[str] = []
+    refused: list[FaultpathError] = []
     for number, (name, design, values, named, scenario) in enumerate(cells):
 
         def step(states: int, number: int = number, name: str = name, scenario: Scenario = scenario) -> None:
@@ -69,7 +70,7 @@ def check(
 
         step(0)
         if why := inapplicable(design, scenario):
-            reasons.append(f"{scenario.name} cannot happen with {name}: --scenario: {why}")
+            refused.append(FaultpathError(f"{scenario.name} cannot happen with {name}", "--scenario", why))
             continue
         checked = Check(
             design, catalog.integers(design, values), scenario, reduce=reduce, symmetry=symmetry, memory=memory
@@ -83,7 +84,7 @@ def check(
         results.append(where | {"scenario": scenario.name, "scenario_request": named} | result)
         found(results[-1])
     if not results:
-        raise FaultpathError(*reasons[0].split(": ", 2))
+        raise refused[0]
     return {"schema": SCHEMA, "version": faultpath.__version__, "results": results}
 
 
@@ -243,7 +244,7 @@ def encode(steps: Sequence[Step], seal: bytes) -> str:
     body, looping = b"", False
     for thread, choices, count, loop in runs:
         body += LOOP if loop and not looping else b""
-        body += _varint(count << 4 | bool(choices) << 3 | thread) + (_varint(choices) if choices else b"")
+        body += varint(count << 4 | bool(choices) << 3 | thread) + (varint(choices) if choices else b"")
         looping = loop
     sum_ = zlib.crc32(seal + body) & 0xFF
     return base64.b32encode(seal + bytes([sum_]) + body).decode().rstrip("=").lower()
@@ -265,7 +266,7 @@ def decode(text: str, seal: bytes) -> tuple[list[tuple[int, int]], int]:
         raise FaultpathError(f"'{text}' is of another design or scenario", "--replay", "give the same as in its search")
     path: list[tuple[int, int]] = []
     loop = -1
-    numbers = _varints(data[3:])
+    numbers = varints(data[3:])
     for head in numbers:
         if head == LOOP[0]:
             loop = len(path)
@@ -273,25 +274,6 @@ def decode(text: str, seal: bytes) -> tuple[list[tuple[int, int]], int]:
         choices = next(numbers, 0) if head & 8 else 0
         path += [(head & 7, choices)] * min(head >> 4, 1 << 16)
     return path, loop if loop >= 0 else len(path)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _varints(data: bytes) -> Iterator[int]:
-    number = shift = 0
-    for byte in data:
-        number |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            yield number
-            number = shift = 0
 
 
 def _replayed(checked: Check, name: str, text: str) -> Document:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS
+from faultpath.engine.arena import MAX_THREADS
 from faultpath.kernel import mm as cpu
 from faultpath.kernel.mirror import device_access
+from faultpath.kernel.primitives.pagetable import PAGE_SIZE
 from faultpath.kernel.threads import closing, faulting, mapping_again
+from faultpath.kernel.vma import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from faultpath.protocol.language import Protocol
+from faultpath.trace.ops import PF_WRITE
 
-PAGE = 4096
-MAX_THREADS = 6  # a worker for work items included
+PAGE = PAGE_SIZE
 MAX_PAGES = 48  # one leaf of a page table, less what lies below
 MAX_DEVICES = 2
 SPAN = 0x10000  # page 0 of a scenario is here: above vm.mmap_min_addr
@@ -21,10 +24,10 @@ MM = "mm"
 DEVICE = "device"
 OTHER = "other device"
 
-READ_WRITE = 3
-PRIVATE_ANONYMOUS = 0x22
+READ_WRITE = PROT_READ | PROT_WRITE
+PRIVATE_ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
 SHARED_FILE = 0x01
-WRITE_FAULT = 6  # the processor's error code: user, write
+WRITE_FAULT = 4 | PF_WRITE  # the processor's error code: user, write
 
 Argument = int | str
 
@@ -125,7 +128,7 @@ def dontneed(page: int, pages: int) -> Call:
 
 def protect_read(page: int, pages: int) -> Call:
     """mprotect(PROT_READ)."""
-    return Call("mprotect", cpu.mm_mprotect, (MM, address(page), pages * PAGE, cpu.PROT_READ))
+    return Call("mprotect", cpu.mm_mprotect, (MM, address(page), pages * PAGE, PROT_READ))
 
 
 def mremap(page: int, pages: int, to: int) -> Call:

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from faultpath.catalog import integers, load
+from faultpath.catalog import find, integers
 from faultpath.design import Design
 from faultpath.designs import nouveau_v6, odp_implicit
 from faultpath.designs.nouveau_v6 import Svm
@@ -164,8 +164,7 @@ def test_nouveau_s_fault_goes_on_with_an_svmm_that_is_gone() -> None:
 
 @pytest.mark.parametrize("name", ["nouveau-v6", "odp-implicit", "odp-implicit:protection=srcu", "full-va"])
 def test_opening_and_closing_over_and_over_leaves_the_device_only(name: str) -> None:
-    design = load(name.partition(":")[0])
-    chosen = {p.name: p.default for p in design.parameters} | ({"protection": "srcu"} if "srcu" in name else {})
+    design, chosen = find(name)
     values = integers(design, chosen)
     stepper = stepper_of(design)
     w = world.new_world(1 << 22)

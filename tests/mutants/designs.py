@@ -50,6 +50,6 @@ def two_pages_fault(dmirror: Dmirror, addr: int, write: int) -> int:
 
 
 FULL_VA = Subject("full-va", "full-va")
-TWO_PAGES = Subject("two pages", "full-va", (), (two_pages_fault,))
-REFCOUNT = Subject("odp refcount", "odp-implicit", (("child", 16 << 10),), (mlx5r_deref_odp_mkey,))
-SRCU = Subject("odp srcu", "odp-implicit", (("child", 16 << 10), ("protection", "srcu")))
+TWO_PAGES = Subject("two pages", "full-va", (two_pages_fault,))
+REFCOUNT = Subject("odp refcount", "odp-implicit", (mlx5r_deref_odp_mkey,))
+SRCU = Subject("odp srcu", "odp-implicit:protection=srcu")

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from faultpath.catalog import integers, load
+from faultpath.catalog import find, integers
 from faultpath.design import Design
 from faultpath.engine import native
 from faultpath.engine.check import Check, Verdict
@@ -31,19 +31,17 @@ class Subject:
     """A correct design as it is checked here.
 
     :param name: what the table of mutants calls it
-    :param design: a built-in one
-    :param values: parameters that are not at their defaults
+    :param request: a built-in one, as users name it
     :param replacements: what stands for other functions
     """
 
     name: str
-    design: str
-    values: tuple[tuple[str, int | str], ...] = ()
+    request: str
     replacements: tuple[Source, ...] = ()
 
     def load(self) -> tuple[Design, list[int]]:
-        design = load(self.design)
-        return design, integers(design, {p.name: p.default for p in design.parameters} | dict(self.values))
+        design, values = find(self.request, small=True)
+        return design, integers(design, values)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from faultpath.engine.world import NEXT_FRAME, WORK_HEAD, WORK_TAIL
 
-MAX_THREADS = 6
+MAX_THREADS = 6  # a worker for work items included
 
 ARENA = 1 << 25
 ARENA_WORDS = 1 << 14

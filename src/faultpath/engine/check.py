@@ -306,7 +306,7 @@ class Check:
             if result == BLOCKED:
                 self.undo()
                 turn = 0
-                if all(map(self._blocked, alive)):
+                if all(map(self.blocked, alive)):
                     return
             elif self.w[self.records[number] + PC] == -1:
                 alive.remove(number)
@@ -314,7 +314,8 @@ class Check:
             if not alive:
                 return
 
-    def _blocked(self, number: int) -> bool:
+    def blocked(self, number: int) -> bool:
+        """Whether a thread waits, in the arena as it is."""
         result = self.step(number, 0)
         self.undo()
         return result == BLOCKED

@@ -13,13 +13,12 @@ from faultpath.kernel import errno
 from faultpath.kernel.mmu_notifier import ULONG_MAX
 from faultpath.kernel.primitives import pagetable
 from faultpath.protocol.language import Primitive
-from faultpath.protocol.struct import Embedded, Field, PageTable, RwSem, Struct
+from faultpath.protocol.struct import Embedded, Field, Mutex, PageTable, RwSem, SpinLock, Struct
 from faultpath.trace.ops import Event
 
 ERRORS = {value: name for name, value in vars(errno).items() if name.startswith("E")}
 HEXADECIMAL_FROM = 4096  # addresses of pages begin here
 TREE_FIELDS = {"rb_parent_color", "rb_left", "rb_right", "subtree_last"}  # how a tree looks inside
-LOCKS = ("Mutex", "SpinLock", "RwSem")
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class Names:
         field = self.field_at(addr)
         if field is None:
             return self.value(value)
-        if any(base.__name__ in LOCKS for base in field.type.__mro__):
+        if issubclass(field.type, Mutex | SpinLock | RwSem):
             return self.owner(value, issubclass(field.type, RwSem))
         if field.name == "event":
             return event(value)

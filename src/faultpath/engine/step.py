@@ -10,7 +10,6 @@ from faultpath.engine.native import Library, Native
 from faultpath.engine.status import explain
 from faultpath.engine.thread import HEADER, NUMBER, PC, RESULT, START
 from faultpath.engine.world import Words
-from faultpath.errors import FaultpathError
 from faultpath.protocol import steps
 from faultpath.protocol.language import Helper, Primitive, Protocol
 from faultpath.protocol.native import STOPPED, assembly
@@ -127,4 +126,4 @@ class Stepper:
         return self.threads[thread].where(int(w[thread + PC]))
 
 
-__all__ = ["BLOCKED", "ENDED", "STEPPED", "FaultpathError", "Routine", "Stepper"]
+__all__ = ["BLOCKED", "ENDED", "STEPPED", "Routine", "Stepper"]

@@ -113,13 +113,7 @@ def retrace(check: Check, path: Path, loop: int) -> tuple[list[Step], Names]:
 
 def stuck(check: Check) -> bool:
     """Whether no thread can take a step from the state in the world."""
-    for number, record in enumerate(check.records):
-        if check.w[record + PC] != -1:
-            result = check.step(number, 0)
-            check.undo()
-            if result != BLOCKED:
-                return False
-    return True
+    return all(check.w[record + PC] == -1 or check.blocked(number) for number, record in enumerate(check.records))
 
 
 def over(check: Check) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from faultpath.engine import arena, sanitizer
 from faultpath.engine.thread import HEADER, PC, RESULT
-from faultpath.engine.world import BAD_ADDRESS, COUNTER, STATUS, TID
+from faultpath.engine.world import BAD_ADDRESS, COUNTER, STATUS
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Helper, Primitive
 from faultpath.protocol.native import FOOT, STOPPED, Emitter, FunctionEmitter, stopping_functions
@@ -320,6 +320,3 @@ class _GuardEmitter(_Checked):
 
     def slot(self) -> str:
         return self.outer.slot()
-
-
-__all__ = ["BLOCKED", "ENDED", "STEPPED", "TID", "checked_module", "plain_step"]

@@ -378,14 +378,18 @@ def _allocate(code: Code, parameters: list[str]) -> None:
         writes.append(1 << numbers.setdefault(to, len(numbers)) if isinstance(to, str) else 0)
     before = [0] * (len(code.instructions) + 1)
     nexts = [following(instruction, i) for i, instruction in enumerate(code.instructions)]
+
+    def matter_after(i: int) -> int:
+        after = 0
+        for j in nexts[i]:
+            after |= before[j]
+        return after
+
     changed = True
     while changed:
         changed = False
         for i in range(len(code.instructions) - 1, -1, -1):
-            after = 0
-            for j in nexts[i]:
-                after |= before[j]
-            live = reads[i] | (after & ~writes[i])
+            live = reads[i] | (matter_after(i) & ~writes[i])
             if live != before[i]:
                 before[i] = live
                 changed = True
@@ -397,9 +401,7 @@ def _allocate(code: Code, parameters: list[str]) -> None:
             code.live[i] = [names[n] for n in _bits(before[i])]
             kept |= before[i]
     for i, instruction in enumerate(code.instructions):
-        after = 0
-        for j in nexts[i]:
-            after |= before[j]
+        after = matter_after(i)
         if not after & writes[i]:
             if writes[i]:
                 instruction.to = ""  # type: ignore[union-attr]

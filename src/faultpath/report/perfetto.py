@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from faultpath.errors import FaultpathError
+from faultpath.varint import varint
 
 PACKET = 1  # Trace
 TIMESTAMP, TRACK_EVENT, SEQUENCE, SEQUENCE_FLAGS, TRACK_DESCRIPTOR = 8, 11, 10, 13, 60  # TracePacket
@@ -24,16 +25,6 @@ ANNOTATION_STRING, ANNOTATION_NAME = 6, 10
 SLICE_BEGIN, SLICE_END = 1, 2
 CLEARED = 1  # SEQ_INCREMENTAL_STATE_CLEARED
 STEP_NS = 1000  # what a step lasts: it has no time of its own
-
-
-def varint(number: int) -> bytes:
-    """A number, seven bits a byte."""
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def number(field: int, value: int) -> bytes:

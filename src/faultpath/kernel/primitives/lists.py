@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faultpath.engine.world import WORK_HEAD, WORK_TAIL, Words
 from faultpath.kernel.primitives.debug import list_add_valid, list_del_valid
-from faultpath.protocol.language import primitive
+from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import HlistHead, HlistNode, Work
 
 
@@ -33,29 +33,30 @@ def hlist_add_head(w: Words, node: HlistNode, head: HlistHead) -> int:
     return 0
 
 
-@primitive
-def hlist_del(w: Words, node: HlistNode) -> int:
-    """Take a node out of whatever list it is in."""
+@helper
+def unlink(w: Words, node: int) -> int:
+    """Take a node out of whatever list it is in; it still points to the next."""
     list_del_valid(w, node)
     following = w[node]
     w[w[node + 1]] = following
     if following:
         w[following + 1] = w[node + 1]
-    w[node] = 0
     w[node + 1] = 0
+    return 0
+
+
+@primitive
+def hlist_del(w: Words, node: HlistNode) -> int:
+    """Take a node out of whatever list it is in."""
+    unlink(w, node)
+    w[node] = 0
     return 0
 
 
 @primitive
 def hlist_del_init_rcu(w: Words, node: HlistNode) -> int:
     """hlist_del_init_rcu(): take a node out; who stands at it can still go on to the next."""
-    list_del_valid(w, node)
-    following = w[node]
-    w[w[node + 1]] = following
-    if following:
-        w[following + 1] = w[node + 1]
-    w[node + 1] = 0
-    return 0
+    return unlink(w, node)
 
 
 @primitive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from faultpath.engine.world import Words
 from faultpath.kernel.primitives.debug import might_sleep
 from faultpath.kernel.primitives.locks import dec_and_test
-from faultpath.protocol.language import primitive
+from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import Embedded, RefCount
 
 
@@ -57,10 +57,9 @@ def reinit_completion(w: Words, x: Completion) -> int:
     return 0
 
 
-@primitive(blocks=True)
-def wait_for_completion(w: Words, x: Completion) -> int:
-    """wait_for_completion(): sleep until it is done, and take that."""
-    might_sleep(w)
+@helper
+def take_done(w: Words, x: int) -> int:
+    """Take what one complete() has given; 1 if there is nothing to take."""
     if w[x] == 0:
         return 1
     if w[x] != ALL:
@@ -68,14 +67,17 @@ def wait_for_completion(w: Words, x: Completion) -> int:
     return 0
 
 
+@primitive(blocks=True)
+def wait_for_completion(w: Words, x: Completion) -> int:
+    """wait_for_completion(): sleep until it is done, and take that."""
+    might_sleep(w)
+    return take_done(w, x)
+
+
 @primitive
 def try_wait_for_completion(w: Words, x: Completion) -> int:
     """try_wait_for_completion(): take it if it is done, without sleeping: 1 if taken."""
-    if w[x] == 0:
-        return 0
-    if w[x] != ALL:
-        w[x] -= 1
-    return 1
+    return 1 - take_done(w, x)
 
 
 @primitive
