@@ -150,7 +150,7 @@ def keeper_close(dev: Keeper) -> None:
         if dev.keep == COMPLETION:
             wait_for_completion(mirror.released)
         else:
-            wait_event(refcount_read(mirror.users) == 0)
+            wait_event(mirror.wait, refcount_read(mirror.users) == 0)
     mmu_interval_notifier_remove(mirror.notifier)
     pt_free(mirror.pt)
     off_stack(MirrorNotifier(mirror.notifier))

@@ -40,6 +40,7 @@ def check(
     memory: int = 4 << 30,
     reduce: bool = True,
     symmetry: bool = True,
+    page_symmetry: bool = True,
     replay: str = "",
     progress: Progress = lambda what, done, total: None,
     found: Found = lambda result: None,
@@ -51,6 +52,7 @@ def check(
     :param memory: bytes that the table of states may take
     :param reduce: take steps together that other threads cannot tell apart
     :param symmetry: take states for one in which like threads have changed places
+    :param page_symmetry: take states for one that differ only in the order in which pages came in at different places
     :param replay: id of a counterexample of the one design in the one scenario: follow it instead of searching
     :param found: is told each result as soon as it is there
     :raises FaultpathError: a wrong request
@@ -73,7 +75,13 @@ def check(
             refused.append(FaultpathError(f"{scenario.name} cannot happen with {name}", "--scenario", why))
             continue
         checked = Check(
-            design, catalog.integers(design, values), scenario, reduce=reduce, symmetry=symmetry, memory=memory
+            design,
+            catalog.integers(design, values),
+            scenario,
+            reduce=reduce,
+            symmetry=symmetry,
+            page_symmetry=page_symmetry,
+            memory=memory,
         )
         if replay:
             result = _replayed(checked, name, replay)
@@ -164,6 +172,7 @@ def _result(checked: Check, said: str, verdict: Verdict, limit: str | None) -> D
             "allocation_failures": scenario.failures,
             "reduction": checked.reduce,
             "symmetry": checked.symmetry,
+            "page_symmetry": checked.page_symmetry,
             "fingerprint_bits": FINGERPRINT_BITS,
             # That two of n states have one fingerprint, and one of them was taken for known.
             "collision_probability": verdict.states**2 / 2 ** (FINGERPRINT_BITS + 1),

@@ -107,6 +107,7 @@ def compare(
 @click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="For the table of states; K, M, G")
 @click.option("--no-reduction", is_flag=True, help="Interleave every access, also those no other thread can tell apart")
 @click.option("--no-symmetry", is_flag=True, help="Tell threads apart that run the same on the same")
+@click.option("--no-page-symmetry", is_flag=True, help="Tell pages apart by the order in which they came in")
 @click.option("--full", is_flag=True, help="Every access of a counterexample, and every counterexample")
 @click.option("--replay", metavar="ID", default="", help="Show a counterexample again instead of searching")
 @click.option("--perfetto", type=click.Path(path_type=Path), metavar="OUT", help="Write counterexamples as tracks")
@@ -118,6 +119,7 @@ def check(
     memory: str,
     no_reduction: bool,
     no_symmetry: bool,
+    no_page_symmetry: bool,
     full: bool,
     replay: str,
     perfetto: Path | None,
@@ -150,6 +152,7 @@ def check(
             memory=limit,
             reduce=not no_reduction,
             symmetry=not no_symmetry,
+            page_symmetry=not no_page_symmetry,
             replay=replay,
             progress=show,
             found=said,

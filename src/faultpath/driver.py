@@ -29,7 +29,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_register,
     mmu_notifier_unregister,
 )
-from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_inc, atomic_read
+from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_dec_and_test, atomic_inc, atomic_read
 from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, embedded, kfree, kmalloc, off_stack, on_stack
 from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next, queue_work
 from faultpath.kernel.primitives.locks import (
@@ -68,7 +68,6 @@ from faultpath.kernel.primitives.pagetable import (
 from faultpath.kernel.primitives.time import timed_out
 from faultpath.kernel.primitives.wait import (
     Completion,
-    WaitQueue,
     complete,
     complete_all,
     completion_done,
@@ -88,7 +87,7 @@ from faultpath.kernel.srcu import (
     synchronize_srcu,
 )
 from faultpath.kernel.workqueue import flush_work, flush_workqueue
-from faultpath.protocol.language import NULL, Ops, container_of, count, has_op, protocol, wait_event
+from faultpath.protocol.language import NULL, Ops, container_of, count, has_op, protocol, wait_event, wait_until
 from faultpath.protocol.struct import (
     HlistHead,
     HlistNode,
@@ -99,6 +98,7 @@ from faultpath.protocol.struct import (
     RwSem,
     SpinLock,
     Struct,
+    WaitQueue,
     Work,
     XArray,
 )
@@ -146,6 +146,7 @@ __all__ = [
     "Work",
     "XArray",
     "atomic_dec",
+    "atomic_dec_and_test",
     "atomic_inc",
     "atomic_read",
     "complete",
@@ -218,6 +219,7 @@ __all__ = [
     "up_write",
     "wait_event",
     "wait_for_completion",
+    "wait_until",
     "wake_up",
     "xa_cmpxchg",
     "xa_destroy",

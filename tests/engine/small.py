@@ -26,9 +26,7 @@ ODP = "odp-implicit:child=16K"
 DESIGNS = ("full-va", "nouveau-v6", ODP, f"{ODP},protection=srcu")
 
 
-def check(request: str, scenario: str, *, reduce: bool = True, symmetry: bool = True, memory: int = 1 << 26) -> Check:
-    """A design, as users name it, in a small or built-in scenario."""
+def check(request: str, scenario: str, *, memory: int = 1 << 26, **switches: bool) -> Check:
+    """A design, as users name it, in a small or built-in scenario; ``switches`` are Check's."""
     design, values = find(request)
-    return Check(
-        design, integers(design, values), (SMALL | BUILT_IN)[scenario], reduce=reduce, symmetry=symmetry, memory=memory
-    )
+    return Check(design, integers(design, values), (SMALL | BUILT_IN)[scenario], memory=memory, **switches)

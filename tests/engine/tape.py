@@ -36,10 +36,11 @@ from faultpath.kernel.primitives.locks import (
     up_write,
 )
 from faultpath.kernel.primitives.time import timed_out
+from faultpath.kernel.primitives.wait import wake_up
 from faultpath.kernel.primitives.xarray import xa_erase, xa_load, xa_store
 from faultpath.kernel.srcu import Srcu, srcu_read_lock, srcu_read_unlock, synchronize_srcu
-from faultpath.protocol.language import container_of, count, protocol, wait_event
-from faultpath.protocol.struct import HlistHead, HlistNode, Mutex, RefCount, RwSem, SpinLock, Struct, XArray
+from faultpath.protocol.language import container_of, count, protocol, wait_event, wait_until
+from faultpath.protocol.struct import HlistHead, HlistNode, Mutex, RefCount, RwSem, SpinLock, Struct, WaitQueue, XArray
 from faultpath.scenario import DEVICE, Call, Scenario
 
 
@@ -69,6 +70,7 @@ class Board(Device):
     list: HlistHead
     things: XArray
     srcu: Srcu
+    queue: WaitQueue
 
 
 OPS = (
@@ -77,7 +79,7 @@ OPS = (
     "read", "unread", "write", "unwrite", "downgrade", "tryread",
     "new", "publish", "find", "hide", "get", "set", "free", "drop",
     "push", "follow", "lock it", "unlock it", "trylock it",
-    "inc", "dec", "r=atomic", "wait x", "wait atomic", "wait both",
+    "inc", "dec", "r=atomic", "sleep", "wait", "wake",
     "add", "delete", "first", "store", "load", "erase",
     "srcu", "unsrcu", "synchronize", "time", "new atomic", "again",
     "seen 0", "seen 1", "seen 2", "seen 3", "ref", "unref", "publish other", "find other",
@@ -148,11 +150,11 @@ def board_words(board: Board, op: int, r: int) -> int:
     elif op == 40:
         r = atomic_read(board.atomic)
     elif op == 41:
-        wait_event(board.x != 0)
+        wait_event(board.queue, board.x != 0)
     elif op == 42:
-        wait_event(atomic_read(board.atomic) > 0)
+        wait_until(atomic_read(board.atomic) > 0 or board.z != r)
     elif op == 43:
-        wait_event(board.y == r or board.z != 0)
+        wake_up(board.queue)
     elif op == 53:
         r = timed_out()
     elif op == 56:

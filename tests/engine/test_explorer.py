@@ -18,9 +18,10 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("page_symmetry", [True, False])
 @pytest.mark.parametrize(("design", "scenario"), CASES)
-def test_the_same_states_steps_and_counterexample_as_plain_python(design, scenario):
-    ours = check(design, scenario, reduce=False)
+def test_the_same_states_steps_and_counterexample_as_plain_python(design, scenario, page_symmetry):
+    ours = check(design, scenario, reduce=False, page_symmetry=page_symmetry)
     theirs = Explorer(ours).explore()
     found = ours.run()
     assert (found.verdict, found.status) == (theirs.verdict, theirs.status)

@@ -11,7 +11,7 @@ from engine.tape import OPS, PER_WORD, Exploration, Explored, explore, scenario
 WORDS = ["r=x", "r=y", "r=z", "x=r", "y=r", "z=r", "r+=1", "r=0", "inc", "dec", "r=atomic"]
 OBJECTS = ["publish", "hide", "get", "set", "publish other", "store"]
 OTHER_OBJECTS = ["new", "new atomic", "find", "find other", "push", "follow", "drop", "first", "load"]
-RARE = ["wait x", "wait atomic", "wait both", "free", "add", "delete", "erase", "synchronize", "time", "ref", "unref"]
+RARE = ["sleep", "wake", "wait", "free", "add", "delete", "erase", "synchronize", "time", "ref", "unref"]
 LOCKS = [("lock", "unlock"), ("lock second", "unlock second"), ("spin", "unspin"), ("read", "unread"),
          ("write", "unwrite"), ("srcu", "unsrcu"), ("lock it", "unlock it")]  # fmt: skip
 TRIES = [("trylock", "unlock"), ("trylock second", "unlock second"), ("tryread", "unread"), ("trylock it", "unlock it")]
@@ -107,10 +107,16 @@ SITUATIONS = {
     "freed too early": ("new publish hide free synchronize", "srcu find get unsrcu"),
     "a freed lock is tried": ("new publish hide free", "find trylock it skip unless r unlock it"),
     "a freed lock is taken": ("new publish hide free", "find lock it unlock it"),
-    "waited for": ("r+=1 x=r r+=1 x=r", "wait x r=x"),
-    "waited for in vain": ("r+=1 x=r r=0 x=r", "wait x r=x"),
-    "waited for under its lock": ("lock wait x unlock", "lock r+=1 x=r unlock"),
-    "counted": ("inc dec inc", "r=atomic y=r", "wait atomic r=atomic"),
+    "waited for": ("r+=1 z=r r+=1 z=r", "wait r=z"),
+    "waited for in vain": ("inc dec", "wait"),
+    "slept for": ("r+=1 x=r r+=1 x=r wake", "sleep r=x"),
+    "slept for in vain": ("r+=1 x=r r=0 x=r wake", "sleep r=x"),
+    "a waking that is forgotten": ("r+=1 x=r", "sleep"),
+    "a waking that comes too early": ("wake r+=1 x=r", "sleep"),
+    "one waking for two": ("r+=1 x=r wake y=r", "sleep r=y", "sleep r=y"),
+    "slept for under its lock": ("lock sleep unlock", "lock r+=1 x=r wake unlock"),
+    "slept for while spinning": ("spin sleep unspin", "r+=1 x=r wake"),
+    "counted": ("inc dec inc", "r=atomic y=r", "wait r=atomic"),
     "one allocation fails": ("new atomic x=r new atomic y=r", "new atomic z=r"),
     "time runs out": ("time x=r time y=r", "r=x"),
 }

@@ -34,7 +34,7 @@ from faultpath.kernel.primitives.locks import (
     up_write,
 )
 from faultpath.kernel.srcu import srcu_read_lock, srcu_read_unlock, synchronize_srcu
-from faultpath.protocol.language import protocol, wait_event
+from faultpath.protocol.language import protocol, wait_until
 from faultpath.protocol.struct import IntervalTree, Struct
 from faultpath.scenario import DEVICE, Call, Scenario, close
 
@@ -250,7 +250,7 @@ def downgrades_what_it_reads(board: Board) -> None:
 @protocol
 def holds_and_waits(board: Board) -> None:
     mutex_lock(board.mutex)
-    wait_event(board.x != 0)
+    wait_until(board.x != 0)
     mutex_unlock(board.mutex)
 
 
@@ -427,7 +427,7 @@ def synchronizes_inside(board: Board) -> None:
 
 @protocol
 def waits_for_nothing(board: Board) -> None:
-    wait_event(board.x != 0)
+    wait_until(board.x != 0)
 
 
 @protocol

@@ -21,7 +21,7 @@ from faultpath.kernel.primitives.wait import (
     wait_for_completion,
 )
 from faultpath.kernel.workqueue import flush_work, flush_workqueue
-from faultpath.protocol.language import protocol, wait_event
+from faultpath.protocol.language import protocol, wait_until
 from faultpath.protocol.struct import Struct, Work
 from faultpath.scenario import DEVICE, Call, Scenario
 
@@ -46,13 +46,13 @@ def publishes_and_waits(board: Board) -> None:
 
 @protocol
 def completes(board: Board) -> None:
-    wait_event(board.thing != 0)
+    wait_until(board.thing != 0)
     complete(Done(board.thing).completion)
 
 
 @protocol
 def completes_and_touches(board: Board) -> None:
-    wait_event(board.thing != 0)
+    wait_until(board.thing != 0)
     done = Done(board.thing)
     complete(done.completion)
     done.value = 1

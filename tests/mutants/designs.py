@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from faultpath.designs import full_va, odp_implicit
+from faultpath.designs import full_va
 from faultpath.designs.full_va import Dmirror
-from faultpath.designs.odp_implicit import Mkey
 from faultpath.kernel.errno import EBUSY
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mmu_notifier import mmu_interval_read_begin, mmu_interval_read_retry
-from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_unlock, refcount_dec_and_test, up_read
+from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_unlock, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_set
 from faultpath.kernel.primitives.time import timed_out
 from faultpath.protocol.language import protocol
 from mutants.engine import Subject
-
-
-@protocol(replaces=odp_implicit.mlx5r_deref_odp_mkey)
-def mlx5r_deref_odp_mkey(mkey: Mkey) -> None:
-    """mlx5r_deref_odp_mkey() without its defect: it wakes the waiter by a queue that he may have freed by then."""
-    refcount_dec_and_test(mkey.usecount)
 
 
 @protocol(replaces=full_va.dmirror_range_fault)
@@ -51,5 +44,5 @@ def two_pages_fault(dmirror: Dmirror, addr: int, write: int) -> int:
 
 FULL_VA = Subject("full-va", "full-va")
 TWO_PAGES = Subject("two pages", "full-va", (two_pages_fault,))
-REFCOUNT = Subject("odp refcount", "odp-implicit", (mlx5r_deref_odp_mkey,))
-SRCU = Subject("odp srcu", "odp-implicit:protection=srcu")
+REFCOUNT = Subject("odp refcount", "odp-implicit-fixed")
+SRCU = Subject("odp srcu", "odp-implicit-fixed:protection=srcu")

@@ -6,8 +6,9 @@ what makes up for them is said.
 
 from __future__ import annotations
 
-from faultpath.designs import full_va, odp_implicit
+from faultpath.designs import full_va, odp_implicit, odp_implicit_fixed
 from faultpath.kernel import hmm, memory, mm, mmu_notifier, srcu, workqueue
+from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
 from mutants.designs import FULL_VA, REFCOUNT, SRCU, TWO_PAGES, two_pages_fault
@@ -440,6 +441,22 @@ ODP = [
         breaks="lifetime",
     ),
     bug(
+        REFCOUNT,
+        "the last user of a child wakes nobody",
+        wait.dec_and_wake,
+        ("return wake(w, queue) if dec_and_test(w, ref) else 0", "return dec_and_test(w, ref)"),
+        at="fault-vs-munmap",
+        breaks="progress",
+    ),
+    bug(
+        SRCU,
+        "the last deferred work wakes another queue",
+        odp_implicit_fixed.deferred_work_done,
+        ("imr.q_deferred_work", "imr.wait"),
+        at="teardown-vs-munmap",
+        breaks="progress",
+    ),
+    bug(
         SRCU,
         "destruction does not wait for a grace period",
         odp_implicit.free_implicit_child_mr_srcu_work,
@@ -549,9 +566,35 @@ CORE = [
         FULL_VA,
         "read_begin does not wait",
         mmu_notifier.mmu_interval_read_begin,
-        ("    if is_invalidating:\n        wait_event(subs.invalidate_seq != seq)\n", ""),
+        ("    if is_invalidating:\n        wait_event(subs.wq, subs.invalidate_seq != seq)\n", ""),
         at="fault-vs-dontneed",
         breaks="coherence",
+    ),
+    bug(
+        FULL_VA,
+        "the end of an epoch wakes nobody",
+        mmu_notifier.mn_itree_inv_end,
+        ("    wake_up(subs.wq)\n", ""),
+        at="fault-vs-dontneed",
+        breaks="progress",
+    ),
+    bug(
+        FULL_VA,
+        "waiters are woken before the number is even",
+        mmu_notifier.mn_itree_inv_end,
+        ("    wake_up(subs.wq)\n", ""),
+        ("    spin_lock(subs.lock)\n", "    wake_up(subs.wq)\n    spin_lock(subs.lock)\n"),
+        at="fault-vs-dontneed",
+        breaks="progress",
+    ),
+    bug(
+        FULL_VA,
+        "only an epoch with something deferred wakes the waiters",
+        mmu_notifier.mn_itree_inv_end,
+        ("    wake_up(subs.wq)\n", ""),
+        ("        item = following\n", "        item = following\n        wake_up(subs.wq)\n"),
+        at="fault-vs-munmap",
+        breaks="progress",
     ),
     bug(
         FULL_VA,

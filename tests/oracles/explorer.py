@@ -19,8 +19,8 @@ from typing import Any
 
 from faultpath.engine import arena, sanitizer, search, world
 from faultpath.engine.check import Check
-from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, PC
-from faultpath.kernel import debug
+from faultpath.engine.thread import ASLEEP, HEADER, HELD_READ, HELD_WRITE, PC
+from faultpath.kernel import debug, primitives
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Notifier, Subscriptions
 from faultpath.kernel.primitives.ghost import STARTED
 from faultpath.protocol import ir, steps
@@ -50,6 +50,7 @@ class Name(int):
     """Index of a named word, as opposed to a number that happens to be the same."""
 
 
+NAMED = (world.WORK_HEAD, world.WORK_TAIL, world.NEXT_FRAME)  # named words that are part of the state
 NAMES = {name: Name(value) for name, value in vars(world).items() if name.isupper() and type(value) is int}
 
 
@@ -267,7 +268,7 @@ class Found:
     path: list[tuple[int, int]] = field(default_factory=list)
 
 
-State = tuple[bytes, int, int]
+State = tuple[bytes, int, int, int]
 
 
 class Explorer:
@@ -278,7 +279,7 @@ class Explorer:
         self.plain = Plain()
         named, words = check.first
         self.plain.arena = array("q", words.tobytes())
-        for word in (*range(64), *range(arena.BASE, arena.BASE + 40)):
+        for word in (*range(64), *range(arena.BASE, arena.BASE + 48)):
             value = int(check.w[word]) if word >= 64 else int(named[word])
             if value:
                 self.plain.others[word] = value
@@ -296,7 +297,7 @@ class Explorer:
         """Every word of the state."""
         first = arena.SHADOW - arena.ARENA
         words = self.plain.arena[: self.used].tobytes() + self.plain.arena[first : first + self.used // 8].tobytes()
-        return zlib.compress(words, 1), self.plain[world.WORK_HEAD], self.plain[world.WORK_TAIL]
+        return zlib.compress(words, 1), *(self.plain[word] for word in NAMED)
 
     def restore(self, state: State) -> None:
         """Back to a state."""
@@ -304,7 +305,8 @@ class Explorer:
         first = arena.SHADOW - arena.ARENA
         self.plain.arena[: self.used] = words[: self.used]
         self.plain.arena[first : first + self.used // 8] = words[self.used :]
-        self.plain[world.WORK_HEAD], self.plain[world.WORK_TAIL] = state[1:]
+        for word, value in zip(NAMED, state[1:], strict=True):
+            self.plain[word] = value
 
     # --- one step
 
@@ -377,6 +379,16 @@ class Explorer:
                 registers[to] = result
             case steps.Guard(condition=condition):
                 return bool(evaluate(condition, registers, kernel))
+            case steps.Sleep(to=to, queue=queue, condition=condition):
+                record = self.plain[arena.THREAD]
+                if self.plain[record + ASLEEP]:
+                    return False
+                kernel.call(primitives.debug.might_sleep)
+                registers[to] = int(bool(evaluate(condition, registers, kernel)))
+                if not registers[to]:
+                    on = evaluate(queue, registers, kernel)
+                    kernel.checked.shadow(on)
+                    self.plain[record + ASLEEP] = on
         return True
 
     def save(self, code: steps.Code, record: int, registers: dict[str, int], at: int) -> None:

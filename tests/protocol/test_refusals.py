@@ -112,7 +112,7 @@ UNCLEAR = {
     "kmalloc of nothing": body("return kmalloc()"),
     "kmalloc without flags": body("return kmalloc(Thing)"),
     "count of nothing": body("count()", "return a"),
-    "waiting for nothing": body("wait_event()", "return a"),
+    "waiting for nothing": body("wait_until()", "return a"),
     "has_op of a computed slot": body("return has_op(a, a)"),
     "a hook without a table": HOOK + body("return h()"),
     "a parameter of an unknown type": body("return a", parameters="a: Nothing"),

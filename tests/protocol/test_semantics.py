@@ -182,7 +182,7 @@ def inner(thing: Thing) -> None:
 def p(n: int) -> int:
     thing = on_stack(Thing)
     if n == 1:
-        wait_event(thing.number == 1)
+        wait_until(thing.number == 1)
     elif n == 2:
         mutex_unlock(thing.mutex)
     else:

@@ -20,7 +20,7 @@ from faultpath.engine.world import INDEX, SCRATCH, STATUS, Stop
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, on_stack
 from faultpath.kernel.primitives.locks import mutex_lock, mutex_unlock, refcount_inc
 from faultpath.protocol.language import (
-    NULL, Ops, container_of, count, has_op, helper, hook, primitive, protocol, wait_event
+    NULL, Ops, container_of, count, has_op, helper, hook, primitive, protocol, wait_until
 )
 from faultpath.protocol.struct import HlistNode, Mutex, Struct
 OFFSET = 7

@@ -54,7 +54,7 @@ from faultpath.kernel.primitives.locks import (
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_set
 from faultpath.kernel.primitives.time import timed_out
 from faultpath.kernel.vma import find_vma
-from faultpath.protocol.language import NULL, count, protocol, wait_event
+from faultpath.protocol.language import NULL, count, protocol, wait_until
 from faultpath.protocol.struct import RefCount
 
 
@@ -250,7 +250,7 @@ def flush_fault_work(svm: Svm) -> None:
     Forced by teardown-vs-fault. A reference on the svmm would keep the memory, but the handler would go on to map
     through ``svmm->vmm``, which is gone.
     """
-    wait_event(not svm.handling)
+    wait_until(not svm.handling)
 
 
 @protocol(replaces=nouveau_v6.nouveau_svmm_part)

@@ -10,8 +10,8 @@ part of its table that the event covers; its tables (16 bytes per 4 KiB, 4 MiB p
 A fault names an mkey. The handler finds its MR in ``odp_mkeys`` and must keep it, and the child, from going meanwhile.
 ``protection=refcount`` is today's way: the xarray's lock and a reference. ``protection=srcu`` is that of January 2020:
 unlocked loads, the whole fault inside an SRCU read section, destruction after a grace period; with "IB/mlx5: Fix
-implicit ODP race" (de5ed007a03d, March 2020), and what the fault does with its child is as in 6.1. An MR goes back to a
-cache in the end, which is to free it here.
+implicit ODP race" (de5ed007a03d, March 2020, Linux 5.6), and what the fault does with its child is as in 6.1.
+An MR goes back to a cache in the end, which is to free it here.
 
 The MR is writable, so every fault asks for write access, as in the driver: reading memory that the process itself may
 only read is refused. The shadow (dma_list) and the device's MTTs are one table here, since both are written under
@@ -37,7 +37,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_interval_read_retry,
     mmu_interval_set_seq,
 )
-from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_inc, atomic_read
+from faultpath.kernel.primitives.atomic import Atomic, atomic_dec_and_test, atomic_inc, atomic_read
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, kvcalloc, kvfree, off_stack, on_stack
 from faultpath.kernel.primitives.lists import queue_work
 from faultpath.kernel.primitives.locks import (
@@ -66,7 +66,7 @@ from faultpath.kernel.primitives.pagetable import (
     pt_set,
 )
 from faultpath.kernel.primitives.time import timed_out
-from faultpath.kernel.primitives.wait import WaitQueue, wake_up
+from faultpath.kernel.primitives.wait import wake_up
 from faultpath.kernel.primitives.xarray import xa_cmpxchg, xa_destroy, xa_erase, xa_load, xa_next, xa_store
 from faultpath.kernel.srcu import (
     Srcu,
@@ -77,7 +77,7 @@ from faultpath.kernel.srcu import (
     wait_srcu_gp,
 )
 from faultpath.protocol.language import NULL, Ops, count, protocol, wait_event
-from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, RefCount, Struct, Work, XaLock, XArray
+from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, RefCount, Struct, WaitQueue, Work, XaLock, XArray
 
 LOOKUP_STEPS = INDEX["lookup_steps"]
 
@@ -105,6 +105,7 @@ class Imr(Mkey):
     child_shift: int
     protection: int
     num_deferred_work: Atomic
+    q_deferred_work: WaitQueue
 
 
 class Umem(IntervalNotifier):
@@ -176,7 +177,7 @@ def mlx5r_deref_odp_mkey(mkey: Mkey) -> None:
 def mlx5r_deref_wait_odp_mkey(mkey: Mkey) -> None:
     """mlx5r_deref_wait_odp_mkey()."""
     mlx5r_deref_odp_mkey(mkey)
-    wait_event(refcount_read(mkey.usecount) == 0)
+    wait_event(mkey.wait, refcount_read(mkey.usecount) == 0)
 
 
 @protocol
@@ -248,12 +249,19 @@ def mlx5_ib_dereg_implicit_mr(dev: Mdev, imr: Imr) -> None:
     kfree(imr)
 
 
-# --- protection=srcu: v5.5
+# --- protection=srcu: v5.6
+
+
+@protocol
+def deferred_work_done(imr: Imr) -> None:
+    """The end of free_implicit_child_mr(), v5.6: as in 6.1, the last one wakes by a queue in what the waiter frees."""
+    if atomic_dec_and_test(imr.num_deferred_work):
+        wake_up(imr.q_deferred_work)
 
 
 @protocol
 def free_implicit_child_mr(dev: Mdev, mr: Mr, need_imr_xlt: int) -> None:
-    """free_implicit_child_mr(), v5.5: the child is out of the xarray, and SRCU has been waited for."""
+    """free_implicit_child_mr(), v5.6: the child is out of the xarray, and SRCU has been waited for."""
     imr = mr.parent
     umem = mr.umem
     if need_imr_xlt:
@@ -270,12 +278,12 @@ def free_implicit_child_mr(dev: Mdev, mr: Mr, need_imr_xlt: int) -> None:
     count("device_commands")  # mlx5_mr_cache_free()
     kfree(mr)
     ib_umem_odp_release(umem)
-    atomic_dec(imr.num_deferred_work)
+    deferred_work_done(imr)
 
 
 @protocol
 def free_implicit_child_mr_srcu_work(mr: Mr) -> None:
-    """free_implicit_child_mr_rcu() and free_implicit_child_mr_work(), v5.5: call_srcu()'s wait is the work's here."""
+    """free_implicit_child_mr_rcu() and free_implicit_child_mr_work(), v5.6: call_srcu()'s wait is the work's here."""
     dev = Mdev(mr.parent.dev)
     wait_srcu_gp(dev.odp_srcu, mr.rcu)
     free_implicit_child_mr(dev, mr, 1)
@@ -283,7 +291,7 @@ def free_implicit_child_mr_srcu_work(mr: Mr) -> None:
 
 @protocol
 def destroy_unused_implicit_child_mr_srcu(mr: Mr) -> None:
-    """destroy_unused_implicit_child_mr(), v5.5: the first to reach the xa_lock destroys the child."""
+    """destroy_unused_implicit_child_mr(), v5.6: the first to reach the xa_lock destroys the child."""
     idx = mr.umem.start >> mr.parent.child_shift
     imr = mr.parent
     spin_lock(imr.xa_lock)
@@ -296,7 +304,7 @@ def destroy_unused_implicit_child_mr_srcu(mr: Mr) -> None:
 
 @protocol
 def mlx5_ib_free_implicit_mr(dev: Mdev, imr: Imr) -> None:
-    """mlx5_ib_free_implicit_mr(), v5.5: no more lookups, no more faults, no more children to destroy; then the rest."""
+    """mlx5_ib_free_implicit_mr(), v5.6: no more lookups, no more faults, no more children to destroy; then the rest."""
     spin_lock(dev.xa_lock)
     xa_erase(dev.odp_mkeys, MKEY)
     spin_unlock(dev.xa_lock)
@@ -311,7 +319,7 @@ def mlx5_ib_free_implicit_mr(dev: Mdev, imr: Imr) -> None:
         idx = xa_next(imr.children, idx + 1)
     spin_unlock(imr.xa_lock)
     synchronize_srcu(dev.odp_srcu)
-    wait_event(atomic_read(imr.num_deferred_work) == 0)
+    wait_event(imr.q_deferred_work, atomic_read(imr.num_deferred_work) == 0)
     count("device_commands")  # mlx5_mr_cache_invalidate()
     dev.mkc = NULL
     while destroy_list:
@@ -559,7 +567,7 @@ def mlx5_ib_dereg_user_mr(dev: Mdev) -> None:
 design = Design(
     name="odp-implicit",
     title="fixed chunks aligned to the device's page table",
-    source="drivers/infiniband/hw/mlx5/odp.c, drivers/infiniband/core/umem_odp.c, Linux 6.1; srcu: v5.5",
+    source="drivers/infiniband/hw/mlx5/odp.c, drivers/infiniband/core/umem_odp.c, Linux 6.1; srcu: v5.6",
     open=mlx5_ib_alloc_implicit_mr,
     fault=pagefault_single_data_segment,
     walk=hca_walk,

@@ -12,8 +12,8 @@ import dataclasses
 import sys
 
 from faultpath.designs import odp_implicit
-from faultpath.designs.odp_implicit import Mkey
-from faultpath.kernel.primitives.wait import dec_and_wake
+from faultpath.designs.odp_implicit import Imr, Mkey
+from faultpath.kernel.primitives.wait import atomic_dec_and_wake, dec_and_wake
 from faultpath.protocol.language import protocol
 
 
@@ -21,6 +21,12 @@ from faultpath.protocol.language import protocol
 def mlx5r_deref_odp_mkey(mkey: Mkey) -> None:
     """mlx5r_deref_odp_mkey(), had it a completion instead of a wait queue."""
     dec_and_wake(mkey.usecount, mkey.wait)
+
+
+@protocol(replaces=odp_implicit.deferred_work_done)
+def deferred_work_done(imr: Imr) -> None:
+    """The same in protection=srcu."""
+    atomic_dec_and_wake(imr.num_deferred_work, imr.q_deferred_work)
 
 
 design = dataclasses.replace(

@@ -10,7 +10,7 @@ from faultpath.engine import arena, search, world
 from faultpath.engine.check import Check
 from faultpath.engine.names import Names, entry
 from faultpath.engine.status import VIOLATIONS
-from faultpath.engine.thread import PC
+from faultpath.engine.thread import ASLEEP, PC
 from faultpath.engine.trail import Step, evaluate, registers_of, thread_names
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives import pagetable
@@ -128,5 +128,8 @@ def waiting(check: Check, names: Names) -> Iterator[str]:
         if isinstance(instruction, steps.Invoke):
             lock = evaluate(instruction.args[0], registers_of(check, number))
             yield f"{name} waits in {where} for {names.word(lock)}, held by {names.held(lock, int(w[lock]))}"
+        elif isinstance(instruction, steps.Sleep):
+            queue = names.word(int(w[check.records[number] + ASLEEP]))
+            yield f"{name} sleeps in {where} on {queue}, and nobody wakes it"
         else:
             yield f"{name} waits in {where} for its condition"

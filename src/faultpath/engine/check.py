@@ -48,6 +48,7 @@ from faultpath.protocol.resumable import BLOCKED, CHECKED, checked_module
 from faultpath.scenario import DEVICE, MM, OTHER, PAGE, SPAN, Argument, Call, Scenario
 
 FIRST_TABLE = 1 << 16  # entries of the hash table to begin with
+BIG_TABLE = 1 << 22  # up to here it grows by four: what is moved into a larger one is moved less often
 LEAF_BITS = 6  # a page-table leaf holds every page of a scenario
 TASK_SIZE = PAGE << LEAF_BITS
 POOL_WORDS = 512  # what one thread may have allocated at a time
@@ -135,6 +136,7 @@ class Check:
 
     :param reduce: take steps together that others cannot tell apart
     :param symmetry: take states for one that differ only in which of like threads is which
+    :param page_symmetry: take states for one that differ only in the order in which pages came in at different places
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class Check:
         *,
         reduce: bool = True,
         symmetry: bool = True,
+        page_symmetry: bool = True,
         timeouts: bool = True,
         replacements: Sequence[Source] = (),
         memory: int = 4 << 30,
@@ -153,9 +156,10 @@ class Check:
         self.scenario = scenario
         self.reduce = reduce
         self.symmetry = symmetry
+        self.page_symmetry = page_symmetry
         self.timeouts = timeouts
         self.memory = memory
-        self.replacements = list(replacements)
+        self.replacements = [*replacements, *(debug.PAGES_BY_PLACE if page_symmetry else [])]
         self.calls = list(scenario.threads)
         self._set_up(list(values))
 
@@ -409,9 +413,9 @@ class Check:
             if w[arena.BROKEN] and (why != search.PAUSED or w[search.EXPANDED] > 2 * w[search.BROKEN_AT] > 0):
                 return None
             if why == search.TABLE_FULL:
-                entries *= 2
+                entries *= 4 if entries < BIG_TABLE else 2
                 old, table = table, HASH_TABLE + 2 * entries
-                if self._memory(entries) > self.memory or 2 * entries > MAX_STATES:
+                if self._memory(entries) > self.memory or entries > MAX_STATES:
                     return int(why)
                 functions.call(search.rehash, w, table, entries - 1)
                 world.forget(w, old, entries)

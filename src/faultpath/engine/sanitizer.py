@@ -56,7 +56,7 @@ from faultpath.engine.arena import (
     WINDOW_AT,
     WRITTEN,
 )
-from faultpath.engine.thread import HEADER, HELD_READ, HELD_WRITE, RESULT, WINDOW, WINDOW_SIZE
+from faultpath.engine.thread import ASLEEP, HEADER, HELD_READ, HELD_WRITE, RESULT, WINDOW, WINDOW_SIZE
 from faultpath.engine.world import COUNTER, STATUS, STATUS_ARG, TID, Stop, Words
 from faultpath.protocol.language import helper
 
@@ -383,6 +383,19 @@ def write_global(w: Words, addr: int, value: int) -> int:
     note(w, addr, 1)
     give_away(w, value)
     return put(w, addr, value)
+
+
+@helper(raw=True)
+def asleep(w: Words) -> int:
+    """Whether the running thread sleeps on a wait queue, and has not been woken."""
+    return 1 if w[w[THREAD] + ASLEEP] else 0
+
+
+@helper(raw=True)
+def fall_asleep(w: Words, queue: int) -> int:
+    """The running thread puts itself on a wait queue, under the queue's lock."""
+    write_field(w, queue, 0)
+    return put(w, w[THREAD] + ASLEEP, queue)
 
 
 @helper(raw=True)

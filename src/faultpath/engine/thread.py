@@ -9,6 +9,7 @@ HELD_READ = 3  # locks held, one bit each, in any mode
 HELD_WRITE = 4  # those of them held exclusively
 ATOMIC = 5  # spinlocks held
 CALLBACK = 6  # inside a notifier's callback; NON_BLOCK added when it must not sleep
+ASLEEP = 7  # the wait queue it sleeps on, or 0
 WINDOW = 8  # objects it has accessed since its last step that others can tell, and others may free
 WINDOW_SIZE = 6
 HEADER = 16  # here its registers begin

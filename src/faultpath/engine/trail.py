@@ -12,9 +12,10 @@ from typing import Any
 from faultpath.engine import arena, search, world
 from faultpath.engine.check import Check, Verdict
 from faultpath.engine.names import Names, event
-from faultpath.engine.thread import HEADER, PC, START, WINDOW, WINDOW_SIZE
+from faultpath.engine.thread import ASLEEP, HEADER, PC, START, WINDOW, WINDOW_SIZE
 from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import atomic, count, ghost
+from faultpath.kernel.primitives.wait import wake_up
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Primitive
 from faultpath.protocol.native import STOPPED
@@ -252,7 +253,11 @@ class _Trail:
             case _:
                 protocol, line = code.frames[at][-1]
                 kind, text = "wait", linecache.getline(protocol.fn.__code__.co_filename, line).strip()
+                if self.w[self.check.records[number] + ASLEEP]:
+                    text += " sleeps"
         reads, written = self.touched()
+        if kind == "call" and target is wake_up and self.w[arena.LOG_TOP] == arena.LOG:
+            written = frozenset()  # nobody slept: it tells nothing
         return Step(
             thread=number,
             choices=choices,

@@ -45,11 +45,13 @@ from faultpath.engine.arena import (
     PRIVATE,
     RANGE_WORDS,
     RANGES,
+    RECORD,
     SELF_DEADLOCK,
     SHADOW,
     SLEEP_IN_ATOMIC,
     SLEEP_NON_BLOCK,
     THREAD,
+    THREADS,
     TIMEOUTS,
     TREE_INSERT,
     TREE_WALKED,
@@ -57,7 +59,7 @@ from faultpath.engine.arena import (
     WALKING,
 )
 from faultpath.engine.sanitizer import fail, note, note_count, note_free, put, shadow_of, window_used
-from faultpath.engine.thread import ATOMIC, CALLBACK, HELD_READ, HELD_WRITE, NON_BLOCK
+from faultpath.engine.thread import ASLEEP, ATOMIC, CALLBACK, HEADER, HELD_READ, HELD_WRITE, NON_BLOCK
 from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, Words
 from faultpath.kernel import workqueue
 from faultpath.kernel.mmu_notifier import Range
@@ -187,6 +189,15 @@ def set_count(w: Words, count: int, value: int, floor: int) -> int:
         else:
             note(w, count, 1)
     return put(w, count, value)
+
+
+@helper(replaces=debug.woken, raw=True)
+def woken(w: Words, queue: int) -> int:
+    """Every thread that sleeps on a queue may look again."""
+    for number in range(w[THREADS]):
+        if w[w[RECORD + number] + ASLEEP] == queue:
+            put(w, w[RECORD + number] + ASLEEP, 0)
+    return 0
 
 
 @helper(replaces=debug.worker_is_caller, raw=True)
@@ -478,9 +489,11 @@ def device_closed(w: Words, device: int) -> int:
 @helper(raw=True)
 def in_hand(w: Words, frame: int) -> int:
     """Whether a thread may have a page in a register, on its way into a table."""
-    for word in range(w[POOLS] + MAX_THREADS * w[POOL], w[LIMIT]):
-        if w[word] >> FRAME_SHIFT == frame:
-            return 1
+    for number in range(w[THREADS]):
+        end = w[RECORD + number + 1] if number + 1 < w[THREADS] else w[LIMIT]
+        for word in range(w[RECORD + number] + HEADER, end):
+            if w[word] >> FRAME_SHIFT == frame:
+                return 1
     return 0
 
 
@@ -526,12 +539,15 @@ def table_alive(w: Words, root: int) -> int:
     return 0
 
 
-SETUP = [take_at_setup, give_back_at_setup, expired_at_setup, next_frame, frame_comes_in, table_alive]
+PAGES_BY_PLACE = [next_frame, frame_comes_in]  # page symmetry: without them pages are numbered as they come
+
+SETUP = [take_at_setup, give_back_at_setup, expired_at_setup, table_alive]
 
 HOOKS = [
     take,
     give_back,
     set_count,
+    woken,
     worker_is_caller,
     run_none,
     may_fail,
@@ -552,7 +568,5 @@ HOOKS = [
     callback_stands,
     device_closed,
     table_changes,
-    next_frame,
-    frame_comes_in,
     zapped_does_not_matter,
 ]

@@ -4,7 +4,6 @@ One mm has one :class:`Subscriptions`: an interval tree for interval notifiers a
 sequence number is odd while at least one running invalidation overlaps an interval: the tree must not change then, and
 inserts and removals wait on ``deferred_list`` for the last range_end.
 
-wake_up_all() is no step: who waits goes on as soon as its condition holds, as it might in the kernel by coming late.
 The kernel's one ``srcu``, under which plain notifiers are called, is a member of the only mm here.
 """
 
@@ -40,6 +39,7 @@ from faultpath.kernel.primitives.lists import (
     hlist_unhashed,
 )
 from faultpath.kernel.primitives.locks import down_write, spin_lock, spin_unlock, up_write
+from faultpath.kernel.primitives.wait import wake_up
 from faultpath.kernel.srcu import Srcu, srcu_read_lock, srcu_read_unlock, synchronize_srcu
 from faultpath.protocol.language import container_of, count, has_op, hook, protocol, wait_event
 from faultpath.protocol.struct import (
@@ -52,6 +52,7 @@ from faultpath.protocol.struct import (
     RwSem,
     Struct,
     SubscriptionsLock,
+    WaitQueue,
     Work,
 )
 from faultpath.trace.ops import Event
@@ -71,6 +72,7 @@ class Subscriptions(Struct):
     active_invalidate_ranges: int
     itree: IntervalTree
     deferred_list: HlistHead
+    wq: WaitQueue
 
 
 class Mm(Struct):
@@ -227,6 +229,7 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
         hlist_del(sub.deferred_item)
         item = following
     spin_unlock(subs.lock)
+    wake_up(subs.wq)
 
 
 @protocol
@@ -238,7 +241,7 @@ def mmu_interval_read_begin(sub: IntervalNotifier) -> int:
     is_invalidating = seq == subs.invalidate_seq
     spin_unlock(subs.lock)
     if is_invalidating:
-        wait_event(subs.invalidate_seq != seq)
+        wait_event(subs.wq, subs.invalidate_seq != seq)
     return seq
 
 
@@ -503,7 +506,7 @@ def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
     spin_unlock(subs.lock)
     if seq:
         while not mmu_interval_seq_released(subs, seq):
-            wait_event(subs.invalidate_seq != seq)
+            wait_event(subs.wq, subs.invalidate_seq != seq)
     count("intervals_removed")
     count("intervals", -1)
     mmdrop(mm)

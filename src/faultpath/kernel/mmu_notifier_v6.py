@@ -13,6 +13,7 @@ from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, m
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove, rb_empty_node
 from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next
 from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
+from faultpath.kernel.primitives.wait import wake_up
 from faultpath.protocol.language import NULL, container_of, count, has_op, hook, protocol, wait_event
 
 LOOKUP_STEPS = INDEX["lookup_steps"]
@@ -69,6 +70,7 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
         sub = removed
         removed = IntervalNotifier(sub.updated_start)
         released(sub, sub.mm)
+    wake_up(subs.wq)
 
 
 @protocol
@@ -118,7 +120,7 @@ def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
     subs = mm.notifier_subscriptions
     seq = mmu_interval_notifier_put_locked(sub)
     if seq:
-        wait_event(subs.invalidate_seq != seq)
+        wait_event(subs.wq, subs.invalidate_seq != seq)
     count("intervals_removed")
     count("intervals", -1)
     if not has_op(sub.ops, "release"):

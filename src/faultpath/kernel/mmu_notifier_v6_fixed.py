@@ -91,4 +91,4 @@ def mmu_interval_notifier_synchronize(mm: Mm) -> None:
     seq = subs.invalidate_seq
     spin_unlock(subs.lock)
     if seq & 1:
-        wait_event(subs.invalidate_seq != seq)
+        wait_event(subs.wq, subs.invalidate_seq != seq)

@@ -9,7 +9,7 @@ from faultpath.kernel.primitives.ghost import device_stops
 from faultpath.kernel.primitives.lists import work_pending
 from faultpath.kernel.vma import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from faultpath.kernel.workqueue import process_one_work
-from faultpath.protocol.language import protocol, wait_event
+from faultpath.protocol.language import protocol, wait_until
 
 
 @protocol
@@ -37,5 +37,5 @@ def mapping_again(mm: Mm, start: int, size: int) -> None:
 def worker() -> None:
     """A kworker: sleeps until a work item is queued, and runs it."""
     while True:
-        wait_event(work_pending())
+        wait_until(work_pending())
         process_one_work()

@@ -18,7 +18,7 @@ from faultpath.errors import FaultpathError
 from faultpath.protocol import ir, language
 from faultpath.protocol.assignment import unset_read
 from faultpath.protocol.language import Helper, Hook, Ops, Primitive, Protocol, StructCall
-from faultpath.protocol.struct import Embedded, Field, Struct, role_index
+from faultpath.protocol.struct import Embedded, Field, Struct, WaitQueue, role_index
 
 BINARY = {
     ast.Add: "+",
@@ -197,10 +197,17 @@ class _Checker:
                 self.refuse(call, "count() of an unknown counter", f"one of {', '.join(INDEX)}")
             amount = self.value(call.args[1]) if len(call.args) > 1 else ir.Const(1)
             return ir.Count(INDEX[name.value], amount, line)
-        if target is language.wait_event:
+        if target is language.wait_until:
             if len(call.args) != 1:
-                self.refuse(call, "wait_event() takes one condition", "wait_event(a == b)")
-            return ir.Wait(self.condition(call.args[0]), line)
+                self.refuse(call, "wait_until() takes one condition", "wait_until(a == b)")
+            return ir.Wait(self.condition(call.args[0]), None, line)
+        if target is language.wait_event:
+            if len(call.args) != 2:
+                self.refuse(call, "wait_event() takes a queue and a condition", "wait_event(mm.wq, a == b)")
+            queue, kind = self.expression(call.args[0])
+            if not issubclass(kind, WaitQueue):
+                self.refuse(call, f"'{ast.unparse(call.args[0])}' is no WaitQueue", "wait_event(mm.wq, a == b)")
+            return ir.Wait(self.condition(call.args[1]), queue, line)
         return ir.Evaluate(self.value(call), line)
 
     def is_world(self, node: ast.expr) -> bool:

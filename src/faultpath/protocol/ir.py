@@ -165,6 +165,7 @@ class Evaluate:
 @dataclass(frozen=True)
 class Wait:
     condition: Expr
+    queue: Expr | None  # what one sleeps on until woken; none needed if one looks again and again
     line: int
 
 

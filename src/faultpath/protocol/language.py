@@ -227,11 +227,22 @@ def count(name: str, amount: int = 1) -> None:
     current.w[INDEX[name]] += amount
 
 
-def wait_event(condition: bool) -> None:
-    """Wait until the condition holds. Its loads and the test are one step, repeated when something has changed."""
+def wait_until(condition: bool) -> None:
+    """Go on only when the condition holds. Its loads and the test are one step, repeated when something has changed.
+
+    For what needs no waking: a loop that looks again and again.
+    """
     if not condition:
         current.w[STATUS] = WOULD_BLOCK
         raise Stop
+
+
+def wait_event(queue: int, condition: bool) -> None:
+    """wait_event(): go on if the condition holds, else sleep on a WaitQueue until it is woken, and look again.
+
+    Going to sleep and looking are one step: prepare_to_wait() comes before the look, so no waking is lost in between.
+    """
+    wait_until(condition)
 
 
 def call_native(address: int, w: Words, *args: int) -> int:

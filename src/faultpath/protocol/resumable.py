@@ -14,6 +14,7 @@ from __future__ import annotations
 from faultpath.engine import arena, sanitizer
 from faultpath.engine.thread import HEADER, PC, RESULT
 from faultpath.engine.world import BAD_ADDRESS, COUNTER, STATUS
+from faultpath.kernel.primitives import debug
 from faultpath.protocol import ir, steps
 from faultpath.protocol.language import Helper, Primitive
 from faultpath.protocol.native import FOOT, STOPPED, Emitter, FunctionEmitter, stopping_functions
@@ -35,6 +36,9 @@ CHECKED = [
     sanitizer.wake,
     sanitizer.settle,
     sanitizer.shared,
+    sanitizer.asleep,
+    sanitizer.fall_asleep,
+    debug.might_sleep,
     sanitizer.undo_to,
     sanitizer.thread_ends,
 ]
@@ -283,6 +287,23 @@ class _StepEmitter(Emitter):
                 test = _GuardEmitter(self) if self.checked else self
                 self.leave_if(self.let(f"xor i1 {test.test(condition)}, true"), back)
                 self.stop_if_others_can_tell(back)
+            case steps.Sleep(to=to, condition=condition) if not self.checked:
+                # Nobody else is there to forget a waking.
+                self.leave_if(self.let(f"xor i1 {self.test(condition)}, true"), back)
+                self.set(to, "1")
+            case steps.Sleep(to=to, queue=queue, condition=condition):
+                self.set_named(arena.VISIBLE, "0")
+                self.leave_if(self.let(f"icmp ne i64 {self.invoke(sanitizer.asleep, [])}, 0"), back)
+                self.invoke(self.program.resolve(debug.might_sleep), [])
+                holds = _GuardEmitter(self).test(condition)
+                goes_on, sleeps = self.fresh("goes_on"), self.fresh("sleeps")
+                self.put(f"br i1 {holds}, label %{goes_on}, label %{sleeps}")
+                self.label(sleeps)
+                self.invoke(sanitizer.fall_asleep, [self.value(queue)])
+                self.put(f"br label %{goes_on}")
+                self.label(goes_on)
+                self.stop_if_others_can_tell(back)
+                self.set(to, self.let(f"zext i1 {holds} to i64"))
         count = self.let(f"add i64 {self.let('load i64, ptr %taken')}, 1")
         self.put(f"store i64 {count}, ptr %taken")
         if self.checked:

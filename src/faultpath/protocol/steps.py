@@ -58,6 +58,15 @@ class Guard:
 
 
 @dataclass
+class Sleep:
+    """Step. Register := whether the condition holds; if not, the thread sleeps on a queue. Blocks while it does."""
+
+    to: str
+    queue: ir.Expr
+    condition: ir.Expr
+
+
+@dataclass
 class Count:
     """Bookkeeping: no step."""
 
@@ -91,9 +100,9 @@ class Unbound:
     """A call through a function pointer that nothing was bound to."""
 
 
-Instruction = Let | Load | Store | Invoke | Guard | Count | Jump | Branch | End | Unbound
-Step = Load | Store | Invoke | Guard
-STEPS = (Load, Store, Invoke, Guard)
+Instruction = Let | Load | Store | Invoke | Guard | Sleep | Count | Jump | Branch | End | Unbound
+Step = Load | Store | Invoke | Guard | Sleep
+STEPS = (Load, Store, Invoke, Guard, Sleep)
 
 
 @dataclass
@@ -194,8 +203,11 @@ class _Flattener:
                 self.emit(Count(index, self.pure(amount)))
             case ir.Evaluate(value=value):
                 self.pure(value)
-            case ir.Wait(condition=condition):
-                self.emit(Guard(self.renamed(condition)))
+            case ir.Wait(condition=condition, queue=queue):
+                if queue:
+                    self.sleep(self.pure(queue), self.renamed(condition))
+                else:
+                    self.emit(Guard(self.renamed(condition)))
             case ir.Return(value=value):
                 register, jumps = self.returns[-1]
                 self.emit(Let(register, self.pure(value)))
@@ -210,6 +222,12 @@ class _Flattener:
                 self.emit(self.loops[-1][1][-1])
             case ir.Continue():
                 self.emit(Jump(self.loops[-1][0]))
+
+    def sleep(self, queue: ir.Expr, condition: ir.Expr) -> None:
+        head = self.here
+        woken = self.register()
+        self.emit(Sleep(woken, queue, condition))
+        self.emit(Branch(ir.Local(woken), self.here + 1, head))
 
     def branch(self, stmt: ir.If) -> None:
         test = Branch(self.pure(stmt.test), -1, -1)

@@ -147,6 +147,10 @@ class RefCount(Embedded):
     """``refcount_t``."""
 
 
+class WaitQueue(Embedded):
+    """``wait_queue_head_t``: its lock. Who sleeps on it is told by the sleeping thread (engine/thread.py, ASLEEP)."""
+
+
 class HlistHead(Embedded):
     """``struct hlist_head``: the first node."""
 

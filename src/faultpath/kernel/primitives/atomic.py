@@ -36,3 +36,16 @@ def atomic_inc(w: Words, count: Atomic) -> int:
 def atomic_dec(w: Words, count: Atomic) -> int:
     """atomic_dec()."""
     return add(w, count, -1)
+
+
+@helper(raw=True)
+def fell_to_zero(w: Words, count: int) -> int:
+    """One less; whether it came to zero. Above that the order of such steps is all one."""
+    set_count(w, count, w[count] - 1, 0)
+    return 1 if w[count] == 0 else 0
+
+
+@primitive
+def atomic_dec_and_test(w: Words, count: Atomic) -> int:
+    """atomic_dec_and_test(): 1 if it came to zero."""
+    return fell_to_zero(w, count)

@@ -56,6 +56,12 @@ def might_sleep(w: Words) -> int:
 
 
 @helper
+def woken(w: Words, queue: int) -> int:
+    """Whoever sleeps on a queue is woken. In a replay nobody does."""
+    return 0
+
+
+@helper
 def worker_is_caller(w: Words) -> int:
     """Whether the running thread runs the work items itself: nobody else is there."""
     return 1

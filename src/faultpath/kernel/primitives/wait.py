@@ -1,28 +1,38 @@
-"""Wait queues and completions. Who waits is known by what it waits for; of a queue is left that waking touches it."""
+"""Wait queues and completions. ``wait_event()``, the other side of ``wake_up()``, is a word of the language."""
 
 from __future__ import annotations
 
 from faultpath.engine.world import Words
-from faultpath.kernel.primitives.debug import might_sleep
+from faultpath.kernel.primitives.atomic import Atomic, fell_to_zero
+from faultpath.kernel.primitives.debug import might_sleep, woken
 from faultpath.kernel.primitives.locks import dec_and_test
 from faultpath.protocol.language import helper, primitive
-from faultpath.protocol.struct import Embedded, RefCount
+from faultpath.protocol.struct import Embedded, RefCount, WaitQueue
 
 
-class WaitQueue(Embedded):
-    """``wait_queue_head_t``: its lock."""
+@helper
+def wake(w: Words, queue: int) -> int:
+    """Take the queue's lock, so the object that holds it must still be there, and let everybody look again."""
+    w[queue] = 0
+    return woken(w, queue)
 
 
 @primitive
 def wake_up(w: Words, queue: WaitQueue) -> int:
-    """wake_up(): the queue's lock is taken, so the object that holds it must still be there."""
-    return w[queue]
+    """wake_up() and wake_up_all(), which differ for exclusive waiters only: there are none here."""
+    return wake(w, queue)
 
 
 @primitive
 def dec_and_wake(w: Words, ref: RefCount, queue: WaitQueue) -> int:
     """complete() of the last one: the count falls and the queue is woken under the lock that the waiter takes, too."""
-    return w[queue] if dec_and_test(w, ref) else 0
+    return wake(w, queue) if dec_and_test(w, ref) else 0
+
+
+@primitive
+def atomic_dec_and_wake(w: Words, count: Atomic, queue: WaitQueue) -> int:
+    """The same for an atomic_t, which may fall below zero."""
+    return wake(w, queue) if fell_to_zero(w, count) else 0
 
 
 ALL = (1 << 32) - 1  # UINT_MAX: for everybody, from now on
