@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from faultpath.engine.world import DIR_BITS, INDEX, LEAF_BITS, Words
-from faultpath.kernel.primitives.pagetable import KEEP_NONE, PAGE_SHIFT, edit
+from faultpath.kernel.primitives.pagetable import ENTRY, KEEP_NONE, PAGE_SHIFT, PER_WORD, edit
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import PageTable
 
@@ -14,7 +14,7 @@ COMMANDS = INDEX["device_commands"]
 
 @helper
 def word_at(w: Words, pt: int, page: int) -> int:
-    """The word that holds the eight entries from page number ``page`` (a multiple of eight); 0 if there is no table."""
+    """The word that holds the four entries from page number ``page`` (a multiple of four); 0 if there is no table."""
     node = w[pt]
     level = w[pt + 1]
     while node and level > 0:
@@ -22,7 +22,7 @@ def word_at(w: Words, pt: int, page: int) -> int:
         node = w[node + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))]
     if node == 0:
         return 0
-    return w[node + 1 + ((page & ((1 << w[LEAF_BITS]) - 1)) >> 3)]
+    return w[node + 1 + ((page & ((1 << w[LEAF_BITS]) - 1)) >> PER_WORD)]
 
 
 @helper
@@ -33,13 +33,13 @@ def count_runs(w: Words, pt: int, first: int, end: int) -> int:
     """
     runs = 0
     in_run = False
-    for block in range(first & -8, end, 8):
+    for block in range(first & -4, end, 4):
         word = word_at(w, pt, block)
-        if in_run and word & 1 == 0:
+        if in_run and block & 7 == 0 and word & 1 == 0:
             runs += 1
             in_run = False
-        for slot in range(max(0, first - block), min(8, end - block)):
-            if word >> (slot << 3) & 1:
+        for slot in range(max(0, first - block), min(4, end - block)):
+            if word >> (slot << ENTRY) & 1:
                 in_run = True
     return runs + 1 if in_run else runs
 

@@ -1,10 +1,10 @@
-"""Page tables, for the CPU and for devices: a radix tree whose leaves hold one byte per page.
+"""Page tables, for the CPU and for devices: a radix tree whose leaves hold 16 bits per page.
 
-A byte is VALID | WRITE | frame << 2: the frame is a number in 1..63 that changes whenever a page is replaced, so that
-a stale device PTE can be told. Absent subtrees cost nothing to walk over. A directory keeps no count of what is below
-it; tables are not freed until the root is, as in the kernel while an mm lives.
+An entry is VALID | WRITE | frame << 2: the frame is a number in 1..63 that changes whenever a page is replaced, so that
+a stale device PTE can be told. The upper byte of a CPU's entry says what kind of page it maps (kernel/memory.py); a
+device's has none. Absent subtrees cost nothing to walk over. A directory keeps no count of what is below it.
 
-Root words: 0 node, 1 levels above the leaf, 2 first address, 3 end address. Leaves pack eight bytes per word.
+Root words: 0 node, 1 levels above the leaf, 2 first address, 3 end address. Leaves pack four entries per word.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 VALID = 1
 WRITE = 2
 FRAME_SHIFT = 2
+DEVICE_BITS = 255  # of an entry: what a device's has as well
+FULL = 65535
+PER_WORD = 2  # log2 of the entries in a word, and of the bits of one
+ENTRY = 4
 
 PROBED = INDEX["ptes_probed"]
 ZAPPED = INDEX["ptes_zapped"]
 
-# Masks that keep, in each of a word's eight entries, everything, nothing, or all but WRITE.
+# Masks that keep, in each of a word's four entries, everything, nothing, or all but WRITE.
 KEEP_ALL = -1
 KEEP_NONE = 0
-KEEP_READ = -0x0202020202020203
-LOW_BITS = 0x0101010101010101
+KEEP_READ = -0x0002000200020003
+LOW_BITS = 0x0001000100010001
 
 
 @primitive
@@ -69,13 +73,13 @@ def leaf_of(w: Words, pt: int, page: int, create: int) -> int:
         index = page >> (leaf_bits + level * dir_bits)
         link = node + 1 + (index & ((1 << dir_bits) - 1))
     if w[link] == 0 and create:
-        w[link] = new_node(w, max(1, (1 << leaf_bits) >> 3))
+        w[link] = new_node(w, max(1, (1 << leaf_bits) >> PER_WORD))
     return w[link]
 
 
 @helper
 def get(w: Words, pt: int, addr: int) -> int:
-    """The byte for an address; 0 if not valid or outside the table."""
+    """The entry for an address; 0 if not valid or outside the table."""
     table_alive(w, pt)
     if addr < w[pt + 2] or addr >= w[pt + 3]:
         return 0
@@ -84,12 +88,12 @@ def get(w: Words, pt: int, addr: int) -> int:
     if leaf == 0:
         return 0
     slot = page & ((1 << w[LEAF_BITS]) - 1)
-    return w[leaf + 1 + (slot >> 3)] >> ((slot & 7) << 3) & 255
+    return w[leaf + 1 + (slot >> PER_WORD)] >> ((slot & 3) << ENTRY) & FULL
 
 
 @helper
 def put(w: Words, pt: int, addr: int, entry: int) -> int:
-    """Store the byte for an address."""
+    """Store the entry for an address."""
     table_changes(w, pt)
     if addr < w[pt + 2] or addr >= w[pt + 3]:
         w[STATUS] = BAD_ADDRESS
@@ -97,9 +101,9 @@ def put(w: Words, pt: int, addr: int, entry: int) -> int:
         raise Stop
     page = (addr - w[pt + 2]) >> PAGE_SHIFT
     slot = page & ((1 << w[LEAF_BITS]) - 1)
-    word = leaf_of(w, pt, page, True) + 1 + (slot >> 3)
-    shift = (slot & 7) << 3
-    w[word] = w[word] & ~(255 << shift) | entry << shift
+    word = leaf_of(w, pt, page, True) + 1 + (slot >> PER_WORD)
+    shift = (slot & 3) << ENTRY
+    w[word] = w[word] & ~(FULL << shift) | entry << shift
     return 0
 
 
@@ -131,18 +135,18 @@ def edit(w: Words, pt: int, start: int, end: int, keep: int) -> int:
         upto = min(stop, ((page >> leaf_bits) + 1) << leaf_bits)
         while page < upto:
             slot = page & ((1 << leaf_bits) - 1)
-            word = node + 1 + (slot >> 3)
+            word = node + 1 + (slot >> PER_WORD)
             if w[word] == 0:
-                page = (page | 7) + 1
+                page = (page | 3) + 1
                 continue
-            if slot & 7 == 0 and page + 8 <= upto:
-                met += ((w[word] & LOW_BITS) * LOW_BITS) >> 56 & 255
+            if slot & 3 == 0 and page + 4 <= upto:
+                met += ((w[word] & LOW_BITS) * LOW_BITS) >> 48 & 255
                 w[word] &= keep
-                page += 8
+                page += 4
                 continue
-            shift = (slot & 7) << 3
+            shift = (slot & 3) << ENTRY
             met += w[word] >> shift & 1
-            w[word] &= ~(255 << shift) | keep
+            w[word] &= ~(FULL << shift) | keep
             page += 1
     return met
 
@@ -208,9 +212,101 @@ def pt_write_protect(w: Words, pt: PageTable, start: int, end: int) -> int:
 
 
 @primitive
+def pt_fork(w: Words, pt: PageTable, start: int, end: int, bits: int) -> int:
+    """Take WRITE and ``bits``, below 1 << 15, from every entry in ``[start, end)``."""
+    return edit(w, pt, start, end, ~((WRITE | bits) * LOW_BITS))
+
+
+@primitive
+def pt_upgrade(w: Words, pt: PageTable, start: int, end: int, needed: int) -> int:
+    """Give WRITE to every valid entry in ``[start, end)`` that has the bits ``needed``; how many there are."""
+    leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
+    limit = min(end, w[pt + 3])
+    given = 0
+    while start < limit:
+        if leaf_of(w, pt, (start - w[pt + 2]) >> PAGE_SHIFT, False) == 0:
+            start += leaf_bytes - (start - w[pt + 2]) % leaf_bytes
+            continue
+        entry = get(w, pt, start)
+        if entry & VALID and entry & needed == needed and entry & WRITE == 0:
+            put(w, pt, start, entry | WRITE)
+            given += 1
+        start += PAGE_SIZE
+    return given
+
+
+@primitive
 def pt_any(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Whether any entry in ``[start, end)`` is valid."""
     return 1 if edit(w, pt, start, end, KEEP_ALL) else 0
+
+
+@helper
+def table_of(w: Words, pt: int, addr: int) -> int:
+    """The table of leaves for an address (Linux: the PMD table, which covers 1 GiB), or 0 if there is none."""
+    node = w[pt]
+    level = w[pt + 1]
+    page = (addr - w[pt + 2]) >> PAGE_SHIFT
+    while node and level > 1:
+        level -= 1
+        node = w[node + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))]
+    return node
+
+
+@primitive
+def pt_has_table(w: Words, pt: PageTable, addr: int) -> int:
+    """Whether there is a table of leaves for an address (Linux: !pud_none())."""
+    return 1 if table_of(w, pt, addr) else 0
+
+
+@primitive
+def pt_alloc(w: Words, pt: PageTable, addr: int) -> int:
+    """Make the tables above the leaf of an address (p4d_alloc, pud_alloc, pmd_alloc), in a tree of Linux's shape."""
+    link = pt
+    level = w[pt + 1]
+    page = (addr - w[pt + 2]) >> PAGE_SHIFT
+    while level > 0:
+        if w[link] == 0:
+            w[link] = new_node(w, 1 << w[DIR_BITS])
+        level -= 1
+        link = w[link] + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))
+    return 0
+
+
+@helper
+def drop_tables(w: Words, pt: int, at: int, end: int, floor: int, ceiling: int, lowest: int) -> int:
+    """Free what is ``lowest`` levels above the leaves and covers a part of ``[at, end)``, if no VMA needs it."""
+    size = 1 << (PAGE_SHIFT + w[LEAF_BITS] + lowest * w[DIR_BITS])
+    at = at & -size
+    while at < end:
+        link = pt
+        level = w[pt + 1]
+        page = (at - w[pt + 2]) >> PAGE_SHIFT
+        while level > lowest and w[link]:
+            level -= 1
+            link = w[link] + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))
+        if w[link] == 0:  # there is nothing in all that this would cover
+            span = 1 << (PAGE_SHIFT + w[LEAF_BITS] + level * w[DIR_BITS])
+            at = (at & -span) + span
+            continue
+        if at >= floor and at + size <= ceiling:
+            free_tables(w, w[link], lowest)
+            w[link] = 0
+        at += size
+    return 0
+
+
+@primitive
+def pt_free_tables(w: Words, pt: PageTable, start: int, end: int, floor: int, ceiling: int) -> int:
+    """free_pgtables() of ``[start, end)``: tables that lie in ``[floor, ceiling)``, where no VMA is, go.
+
+    Only in a tree of Linux's shape: the few pages of a checked scenario have one leaf, which stays.
+    """
+    if w[pt + 1] < 2:
+        return 0
+    table_changes(w, pt)
+    drop_tables(w, pt, start, end, floor, ceiling, 1)
+    return drop_tables(w, pt, start, end, floor, ceiling, 0)
 
 
 @primitive
@@ -230,7 +326,10 @@ def pt_next(w: Words, pt: PageTable, start: int, end: int) -> int:
 
 @primitive
 def pt_move(w: Words, pt: PageTable, old: int, new: int, size: int) -> int:
-    """Move the entries of ``[old, old + size)`` to ``new`` (move_page_tables); what was at ``new`` is overwritten."""
+    """Move the entries of ``[old, old + size)`` to ``new`` (move_page_tables); what was at ``new`` is overwritten.
+
+    Where there was a leaf there is one at the new place, whether anything is moved into it or not.
+    """
     page = 0
     while page < size:
         # Step over absent leaves: a moved terabyte reservation costs what is in it.
@@ -238,6 +337,7 @@ def pt_move(w: Words, pt: PageTable, old: int, new: int, size: int) -> int:
             leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
             page += leaf_bytes - (old + page) % leaf_bytes
             continue
+        leaf_of(w, pt, (new + page - w[pt + 2]) >> PAGE_SHIFT, True)
         entry = get(w, pt, old + page)
         if entry:
             put(w, pt, old + page, 0)

@@ -1,0 +1,59 @@
+"""Files in memory that shrink or get holes, and who maps them: mm/shmem.c, mm/memory.c, Linux 6.18."""
+
+from __future__ import annotations
+
+from faultpath.kernel.address_space.fault import File
+from faultpath.kernel.address_space.vma import AddressSpace, Vma, next_vma
+from faultpath.kernel.memory import CLEAR, zap_range
+from faultpath.kernel.mmu_notifier import ULONG_MAX
+from faultpath.kernel.primitives.locks import down_read, up_read
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_clear
+from faultpath.protocol.language import NULL, protocol
+
+
+@protocol
+def next_mapping(mm: AddressSpace, file: int, pgoff: int, linked: int) -> Vma:
+    """vma_interval_tree_foreach(): what follows in i_mmap's order, which is by offset, then by when it was linked."""
+    found = Vma(NULL)
+    vma = next_vma(mm, 0)
+    while vma:
+        after = vma.pgoff > pgoff or (vma.pgoff == pgoff and vma.linked > linked)
+        before = not found or vma.pgoff < found.pgoff or (vma.pgoff == found.pgoff and vma.linked < found.linked)
+        if vma.file == file and after and before:
+            found = vma
+        vma = next_vma(mm, vma.last + 1)
+    return found
+
+
+@protocol
+def unmap_mapping_range(mm: AddressSpace, file: int, first: int, end: int) -> None:
+    """unmap_mapping_range(), Linux 6.18: every VMA that maps pages ``[first, end)`` of a file, CLEAR of its part."""
+    down_read(mm.i_mmap)
+    vma = next_mapping(mm, file, -1, 0)
+    while vma:
+        low = max(first, vma.pgoff)
+        high = min(end, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
+        if low < high:
+            at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
+            zap_range(mm, at, at + ((high - low) << PAGE_SHIFT), CLEAR)
+        vma = next_mapping(mm, file, vma.pgoff, vma.linked)
+    up_read(mm.i_mmap)
+
+
+@protocol
+def punch_hole(mm: AddressSpace, file: File, first: int, end: int) -> int:
+    """shmem_fallocate(FALLOC_FL_PUNCH_HOLE), Linux 6.18."""
+    unmap_mapping_range(mm, file, first, end)
+    pt_clear(file.cache, first << PAGE_SHIFT, end << PAGE_SHIFT)
+    return 0
+
+
+@protocol
+def mm_ftruncate(mm: AddressSpace, file: File, size: int) -> int:
+    """shmem_setattr(), Linux 6.18: a file that shrinks is unmapped beyond its new end, twice: before and after."""
+    if size < file.size:
+        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT)
+        pt_clear(file.cache, size << PAGE_SHIFT, file.size << PAGE_SHIFT)
+        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT)
+    file.size = size
+    return 0

@@ -1,0 +1,112 @@
+"""madvise(): mm/madvise.c, Linux 6.18."""
+
+from __future__ import annotations
+
+from faultpath.kernel.address_space.fault import File
+from faultpath.kernel.address_space.files import punch_hole
+from faultpath.kernel.address_space.vma import (
+    DONTCOPY,
+    LINUX_6_12,
+    MAP_SHARED,
+    PROT_WRITE,
+    WIPEONFORK,
+    AddressSpace,
+    Vma,
+    next_vma,
+    vma_modify,
+)
+from faultpath.kernel.errno import EACCES, EINVAL, ENOMEM
+from faultpath.kernel.memory import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
+from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT
+from faultpath.protocol.language import protocol
+
+MADV_DONTNEED = 4
+MADV_FREE = 8
+MADV_REMOVE = 9
+MADV_DONTFORK = 10
+MADV_DOFORK = 11
+MADV_WIPEONFORK = 18
+MADV_KEEPONFORK = 19
+
+
+@protocol
+def madvise_vma(mm: AddressSpace, vma: Vma, start: int, end: int, advice: int) -> int:
+    """madvise_vma_behavior(), Linux 6.18: what one advice does to a part of one VMA."""
+    flags = vma.flags
+    if advice == MADV_DONTNEED:
+        zap_range(mm, start, end, CLEAR)
+        return 0
+    if advice == MADV_FREE:
+        if vma.file:
+            return -EINVAL
+        raise_end(raise_start(mm, start, end, CLEAR, RAISES_CALLS))
+        return 0
+    if advice == MADV_DONTFORK:
+        flags = flags | DONTCOPY
+    elif advice == MADV_DOFORK:
+        flags = flags & ~DONTCOPY
+    elif advice == MADV_WIPEONFORK:
+        if vma.file:
+            return -EINVAL
+        flags = flags | WIPEONFORK
+    elif advice == MADV_KEEPONFORK:
+        flags = flags & ~WIPEONFORK
+    if flags != vma.flags:
+        vma_modify(mm, vma, start, end, vma.prot, flags)
+    return 0
+
+
+@protocol
+def madvise_remove(mm: AddressSpace, vma: Vma, start: int, end: int) -> int:
+    """madvise_remove(), Linux 6.18: a hole in a shared file; mmap_lock is let go meanwhile."""
+    if not vma.file:
+        return -EINVAL
+    if not vma.flags & MAP_SHARED or (mm.version < LINUX_6_12 and not vma.prot & PROT_WRITE):
+        return -EACCES  # since 6.7 it need only be allowed to be writable
+    pgoff = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
+    file = vma.file
+    up_read(mm.mmap_lock)
+    punch_hole(mm, File(file), pgoff, pgoff + ((end - start) >> PAGE_SHIFT))
+    down_read(mm.mmap_lock)
+    return 0
+
+
+@protocol
+def mm_madvise(mm: AddressSpace, start: int, size: int, advice: int) -> int:
+    """do_madvise() and madvise_walk_vmas(), Linux 6.18: VMA by VMA; holes are passed over (-ENOMEM in the end).
+
+    mmap_lock is held for reading, or for writing where VMAs change.
+    """
+    end = start + size
+    ret = 0
+    writes = 0
+    if advice >= MADV_DONTFORK and advice <= MADV_KEEPONFORK:
+        writes = 1
+    if writes:
+        down_write(mm.mmap_lock)
+    else:
+        down_read(mm.mmap_lock)
+    upto = start
+    while upto < end:
+        vma = next_vma(mm, upto)
+        if not vma or vma.start >= end:
+            ret = -ENOMEM
+            break
+        if vma.start > upto:
+            ret = -ENOMEM
+            upto = vma.start
+        part = min(vma.last + 1, end)
+        if advice == MADV_REMOVE:
+            error = madvise_remove(mm, vma, upto, part)
+        else:
+            error = madvise_vma(mm, vma, upto, part, advice)
+        if error:
+            ret = error
+            break
+        upto = part
+    if writes:
+        up_write(mm.mmap_lock)
+    else:
+        up_read(mm.mmap_lock)
+    return ret

@@ -1,0 +1,92 @@
+"""mprotect(): mm/mprotect.c, Linux 6.18."""
+
+from __future__ import annotations
+
+from faultpath.kernel.address_space.fault import ANON, EXCLUSIVE
+from faultpath.kernel.address_space.vma import (
+    ACCOUNT,
+    LINUX_6_12,
+    MAP_NORESERVE,
+    MAP_SHARED,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    PUD_SIZE,
+    AddressSpace,
+    Vma,
+    vma_at,
+    vma_modify,
+)
+from faultpath.kernel.errno import ENOMEM
+from faultpath.kernel.memory import RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.primitives.locks import down_write, up_write
+from faultpath.kernel.primitives.pagetable import pt_has_table, pt_upgrade, pt_write_protect
+from faultpath.protocol.language import protocol
+from faultpath.trace.ops import Event
+
+PROTECTION_VMA = int(Event.PROTECTION_VMA)
+P4D_SIZE = 1 << 39
+
+
+@protocol
+def change_protection(mm: AddressSpace, vma: Vma, start: int, end: int) -> None:
+    """change_protection(), Linux 6.18: one event (PROTECTION_VMA) per 512 GiB, from the first table that is there.
+
+    Linux 6.1 raises one per GiB with a table (change_pmd_range()); from 6.12 on change_pud_range() does. PTEs lose
+    WRITE, or get it where no write fault is needed (can_change_pte_writable()): a shared mapping's, and the anonymous
+    ones that are the mm's alone. What a PROT_NONE keeps present, the VMA refuses.
+    """
+    step = P4D_SIZE
+    if mm.version < LINUX_6_12:
+        step = PUD_SIZE
+    while start < end:
+        upto = min(end, (start & -step) + step)
+        first = start
+        while first < upto and not pt_has_table(mm.pt, first):
+            first = (first & -PUD_SIZE) + PUD_SIZE
+        if first < upto:
+            range = raise_start(mm, first, upto, PROTECTION_VMA, RAISES_CALLS)
+            if not vma.prot & PROT_WRITE:
+                pt_write_protect(mm.pt, first, upto)
+            elif vma.flags & MAP_SHARED:
+                pt_upgrade(mm.pt, first, upto, 0)
+            else:
+                pt_upgrade(mm.pt, first, upto, ANON | EXCLUSIVE)
+            raise_end(range)
+        start = upto
+
+
+@protocol
+def mprotect_fixup(mm: AddressSpace, vma: Vma, start: int, end: int, prot: int) -> int:
+    """mprotect_fixup(), Linux 6.18: one VMA's part, unless it is protected like that already; where the part ends."""
+    flags = vma.flags
+    if vma.prot == prot:
+        return end
+    if prot & PROT_WRITE:
+        if not flags & (ACCOUNT | MAP_SHARED | MAP_NORESERVE) and not vma.prot & PROT_WRITE:
+            flags = flags | ACCOUNT
+    elif flags & ACCOUNT and not vma.file and not vma.anon_vma:
+        flags = flags & ~ACCOUNT
+    vma = vma_modify(mm, vma, start, end, prot, flags)
+    change_protection(mm, vma, start, end)
+    return end
+
+
+@protocol
+def mm_mprotect(mm: AddressSpace, start: int, size: int, prot: int) -> int:
+    """mprotect(), Linux 6.18, under mmap_lock for writing: VMA by VMA, up to a hole (-ENOMEM).
+
+    Each VMA changes before its event, its PTEs inside it.
+    """
+    prot = prot & (PROT_READ | PROT_WRITE | PROT_EXEC)
+    upto = start
+    end = start + size
+    down_write(mm.mmap_lock)
+    vma = vma_at(mm, start)
+    while vma and upto < end:
+        upto = mprotect_fixup(mm, vma, upto, min(vma.last + 1, end), prot)
+        vma = vma_at(mm, upto)
+    up_write(mm.mmap_lock)
+    if upto < end:
+        return -ENOMEM
+    return 0

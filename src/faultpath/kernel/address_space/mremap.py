@@ -1,0 +1,137 @@
+"""mremap(): mm/mremap.c, Linux 6.18."""
+
+from __future__ import annotations
+
+from faultpath.kernel.address_space.mmap import do_vmi_align_munmap, do_vmi_munmap, mmap_unlock
+from faultpath.kernel.address_space.vma import (
+    LINUX_6_12,
+    LINUX_6_18,
+    PMD_SIZE,
+    AddressSpace,
+    Vma,
+    absorb,
+    add_vma,
+    alike,
+    next_vma,
+    resize_vma,
+    share_anon_vma,
+    vma_at,
+)
+from faultpath.kernel.errno import EFAULT
+from faultpath.kernel.memory import RAISES_CALLS, UNMAP, raise_end, raise_start
+from faultpath.kernel.primitives.locks import down_write
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_move
+from faultpath.protocol.language import protocol
+
+MREMAP_FIXED = 2
+MREMAP_DONTUNMAP = 4
+
+
+@protocol
+def realigned(mm: AddressSpace, vma: Vma, old: int, new: int, size: int) -> int:
+    """try_realign_addr(), Linux 6.7: how much further down a move of page tables may begin, to move a whole one.
+
+    Both places lie alike in their 2 MiB, nothing is mapped between there and them, and a table's end is reached.
+    """
+    inside = old & (PMD_SIZE - 1)
+    if mm.version < LINUX_6_12 or not inside or inside != new & (PMD_SIZE - 1) or size < PMD_SIZE - inside:
+        return 0
+    if vma.start != old:
+        return 0
+    below = next_vma(mm, old - inside)
+    if below.start < old:
+        return 0
+    below = next_vma(mm, new - inside)
+    if below and below.start < new:
+        return 0
+    return inside
+
+
+@protocol
+def move_vma(mm: AddressSpace, vma: Vma, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
+    """move_vma(), Linux 6.18: UNMAP of the old place twice, in move_page_tables(), and in do_vmi_munmap().
+
+    The new VMA comes first, and may merge with what remains of the old one (copy_vma()).
+    """
+    pgoff = vma.pgoff + ((old - vma.start) >> PAGE_SHIFT)
+    if not vma.file and not vma.anon_vma:
+        pgoff = new >> PAGE_SHIFT
+    add_vma(mm, new, new + new_size, vma.prot, vma.flags, vma.file, pgoff, vma.anon_vma)
+    if old_size:
+        vma = vma_at(mm, old)
+        more = realigned(mm, vma, old, new, old_size)
+        range = raise_start(mm, old - more, old + old_size, UNMAP, RAISES_CALLS)
+        pt_move(mm.pt, old, new, old_size)
+        raise_end(range)
+        if not flags & MREMAP_DONTUNMAP:
+            do_vmi_align_munmap(mm, old, old + old_size, 0)
+        elif vma.start == old and vma.last + 1 == old + old_size:
+            vma.anon_vma = 0  # unlink_anon_vmas(): its pages are all gone
+
+
+@protocol
+def expand_vma(mm: AddressSpace, vma: Vma, end: int) -> None:
+    """expand_vma_in_place(), Linux 6.18 (vma_merge_extend()): a VMA grows, and may meet one that is alike."""
+    resize_vma(mm, vma, vma.start, end - 1)
+    right = next_vma(mm, end)
+    if alike(vma, right) and share_anon_vma(vma, right):
+        absorb(mm, vma, right)
+
+
+@protocol
+def remap(mm: AddressSpace, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
+    """mremap_to() and mremap_at(), Linux 6.18, of a part of one VMA; whether mmap_lock is held for reading now.
+
+    Before a move to a given place whatever is there goes, then the tail if it shrinks. To shrink in place is a munmap()
+    with its downgrade. An old size of 0 duplicates a shared mapping.
+    """
+    downgraded = 0
+    if new != old and flags & MREMAP_FIXED:
+        do_vmi_munmap(mm, new, new + new_size, 0)
+    if new_size < old_size:
+        downgraded = do_vmi_munmap(mm, old + new_size, old + old_size, new == old)
+        old_size = new_size
+    vma = vma_at(mm, old)
+    if new != old:
+        move_vma(mm, vma, old, old_size, new, new_size, flags)
+    elif new_size > old_size:
+        expand_vma(mm, vma, old + new_size)
+    return downgraded
+
+
+@protocol
+def remap_move(mm: AddressSpace, old: int, size: int, new: int, flags: int) -> int:
+    """remap_move(), Linux 6.17: what a move to a given place meets goes VMA by VMA, gaps included."""
+    end = old + size
+    vma = vma_at(mm, old)
+    if not vma:
+        return -EFAULT
+    at = old
+    while vma and at < end and vma.start < end:
+        at = max(at, vma.start)
+        part = min(vma.last + 1, end) - at
+        remap(mm, at, part, new + (at - old), part, flags)
+        at += part
+        vma = next_vma(mm, at)
+    return 0
+
+
+@protocol
+def do_mremap(mm: AddressSpace, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
+    """mremap(), Linux 6.18: shrink, grow or move, under mmap_lock for writing.
+
+    :param new: where it is afterwards
+    :returns: 0, or -EFAULT where nothing is mapped, or the part of more than one VMA is not just moved
+    """
+    ret = 0
+    downgraded = 0
+    down_write(mm.mmap_lock)
+    vma = vma_at(mm, old)
+    if mm.version >= LINUX_6_18 and flags & MREMAP_FIXED and new != old and new_size == old_size:
+        ret = remap_move(mm, old, old_size, new, flags)
+    elif not vma or old + min(old_size, new_size) > vma.last + 1:
+        ret = -EFAULT
+    else:
+        downgraded = remap(mm, old, old_size, new, new_size, flags)
+    mmap_unlock(mm, downgraded)
+    return ret

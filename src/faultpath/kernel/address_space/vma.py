@@ -1,0 +1,322 @@
+"""VMAs: where they are, and what mapping calls do to them (mm/vma.c, Linux 6.18; before 6.11 mm/mmap.c).
+
+They are kept in an interval tree of their own, as before Linux 6.1 in a red-black tree: find_vma reads tree nodes.
+Addresses are page aligned, ranges ``[start, end)``. Which neighbours merge is the kernel's: equal protection and flags,
+the same file (or none) at consecutive offsets, and no two different anon_vmas.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.world import SCRATCH
+from faultpath.kernel.memory import CLEAR, RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNode, Mm, Subscriptions
+from faultpath.kernel.primitives.heap import off_stack, on_stack
+from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
+from faultpath.kernel.primitives.locks import refcount_set
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_has_table, pt_init
+from faultpath.protocol.language import NULL, protocol
+
+PROT_READ = 1
+PROT_WRITE = 2
+PROT_EXEC = 4
+MAP_SHARED = 0x01
+MAP_PRIVATE = 0x02
+MAP_FIXED = 0x10
+MAP_ANONYMOUS = 0x20
+MAP_GROWSDOWN = 0x0100
+MAP_NORESERVE = 0x4000
+# Which MAP_* bits tell one kind of mapping from another; the rest is about how it was made.
+MAP_KIND = MAP_SHARED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE
+
+# Further flags of a VMA, above MAP_*: VM_DONTCOPY, VM_WIPEONFORK, VM_ACCOUNT.
+DONTCOPY = 1 << 24
+WIPEONFORK = 1 << 25
+ACCOUNT = 1 << 26
+
+PMD_SIZE = 1 << 21
+PUD_SIZE = 1 << 30
+
+# AddressSpace.version: whose CPU side it is, where that matters.
+LINUX_6_1 = 601
+LINUX_6_12 = 612
+LINUX_6_18 = 618
+
+
+class AddressSpace(Mm):
+    """``struct mm_struct``, with what the CPU side must know to raise what Linux raises."""
+
+    version: int
+    anon_vmas: int  # how many there have been
+    mappings: int  # how often a VMA has been linked into a file's i_mmap
+    forks: int  # while some child of an earlier fork lived
+    children: int  # those that live, one bit each
+
+
+class Vma(IntervalNode):
+    """``struct vm_area_struct``: the range, PROT_* bits, MAP_* bits in MAP_KIND and further flags.
+
+    ``file`` tells files apart, 0 for none; ``pgoff`` is the offset in it, or the address, in pages; ``anon_vma`` tells
+    anon_vmas apart, 0 before the first anonymous page.
+    """
+
+    prot: int
+    flags: int
+    file: int
+    pgoff: int
+    anon_vma: int
+    linked: int  # when it was last linked into its file's i_mmap
+
+
+@protocol
+def next_vma(mm: AddressSpace, addr: int) -> Vma:
+    """find_vma(): the first VMA that ends above ``addr``, or NULL; it need not contain it."""
+    return Vma(itree_first(mm.vmas, addr, ULONG_MAX, SCRATCH))
+
+
+@protocol
+def vma_at(mm: AddressSpace, addr: int) -> Vma:
+    """vma_lookup(): the VMA that contains ``addr``, or NULL."""
+    vma = next_vma(mm, addr)
+    if vma and vma.start <= addr:
+        return vma
+    return NULL
+
+
+@protocol
+def link_vma(mm: AddressSpace, vma: Vma) -> None:
+    """vma_link(): among the VMAs, and among its file's."""
+    if vma.file:
+        mm.mappings += 1
+        vma.linked = mm.mappings
+    itree_insert(mm.vmas, vma)
+
+
+@protocol
+def new_vma(mm: AddressSpace, start: int, end: int, like: Vma) -> Vma:
+    """Link a VMA that overlaps none and is a part of what ``like`` maps, or next to it."""
+    vma = on_stack(Vma)
+    vma.start = start
+    vma.last = end - 1
+    vma.prot = like.prot
+    vma.flags = like.flags
+    vma.file = like.file
+    vma.pgoff = like.pgoff + ((start - like.start) >> PAGE_SHIFT)
+    vma.anon_vma = like.anon_vma
+    link_vma(mm, vma)
+    return vma
+
+
+@protocol
+def resize_vma(mm: AddressSpace, vma: Vma, start: int, last: int) -> None:
+    """Change a VMA's bounds."""
+    itree_remove(mm.vmas, vma)
+    vma.pgoff += (start - vma.start) >> PAGE_SHIFT
+    vma.start = start
+    vma.last = last
+    link_vma(mm, vma)
+
+
+@protocol
+def drop_vma(mm: AddressSpace, vma: Vma) -> None:
+    """Unlink and free a VMA."""
+    itree_remove(mm.vmas, vma)
+    off_stack(vma)
+
+
+@protocol
+def cut_vmas(mm: AddressSpace, start: int, end: int) -> None:
+    """Take ``[start, end)`` out of every VMA: some go, some shrink, one may be split."""
+    vma = next_vma(mm, start)
+    while vma and vma.start < end:
+        first = vma.start
+        last = vma.last
+        if first < start:
+            if last >= end:
+                new_vma(mm, end, last + 1, vma)
+            resize_vma(mm, vma, first, start - 1)
+        elif last >= end:
+            resize_vma(mm, vma, end, last)
+        else:
+            drop_vma(mm, vma)
+        vma = next_vma(mm, start)
+
+
+# --- boundaries that move
+
+
+@protocol
+def split_huge_pmd_if_needed(mm: AddressSpace, vma: Vma, addr: int) -> None:
+    """split_huge_pmd_if_needed(), Linux 6.18 (vma_adjust_trans_huge() since 2.6.38): a boundary will be inside a VMA.
+
+    A huge page might lie across it, so the 2 MiB around it are told (CLEAR), whether there is one or not.
+    """
+    block = addr & -PMD_SIZE
+    if addr != block and vma.start <= block and block + PMD_SIZE - 1 <= vma.last and pt_has_table(mm.pt, addr):
+        raise_end(raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS))
+
+
+@protocol
+def split_vma(mm: AddressSpace, vma: Vma, addr: int) -> Vma:
+    """__split_vma(): ``vma`` ends at ``addr`` from now on; the VMA that begins there."""
+    split_huge_pmd_if_needed(mm, vma, addr)
+    above = new_vma(mm, addr, vma.last + 1, vma)
+    resize_vma(mm, vma, vma.start, addr - 1)
+    return above
+
+
+# --- neighbours that merge
+
+
+@protocol
+def alike(left: Vma, right: Vma) -> int:
+    """is_mergeable_vma(), and the offsets: whether the second goes on where the first ends, anon_vmas aside."""
+    if not left or not right or left.last + 1 != right.start:
+        return 0
+    if left.prot != right.prot or left.flags != right.flags or left.file != right.file:
+        return 0
+    return left.pgoff + ((right.start - left.start) >> PAGE_SHIFT) == right.pgoff
+
+
+@protocol
+def share_anon_vma(left: Vma, right: Vma) -> int:
+    """is_mergeable_anon_vma(): they have the same, or only one of them has one."""
+    if left.anon_vma and right.anon_vma and left.anon_vma != right.anon_vma:
+        return 0
+    return 1
+
+
+@protocol
+def absorb(mm: AddressSpace, vma: Vma, other: Vma) -> None:
+    """One VMA takes a neighbour in (vma_expand(), dup_anon_vma())."""
+    start = min(vma.start, other.start)
+    last = max(vma.last, other.last)
+    if not vma.anon_vma:
+        vma.anon_vma = other.anon_vma
+    drop_vma(mm, other)
+    resize_vma(mm, vma, start, last)
+
+
+@protocol
+def merge_whole(mm: AddressSpace, vma: Vma) -> Vma:
+    """vma_merge_new_range() and its like for a whole VMA: the VMA that covers it afterwards."""
+    left = next_vma(mm, vma.start - 1)
+    right = next_vma(mm, vma.last + 1)
+    merge_left = 0
+    merge_right = 0
+    if left and left.start < vma.start and alike(left, vma):
+        merge_left = share_anon_vma(left, vma)
+    if alike(vma, right) and share_anon_vma(vma, right) and (not merge_left or share_anon_vma(left, right)):
+        merge_right = 1
+    if merge_right:
+        absorb(mm, right, vma)
+        vma = right
+    if merge_left:
+        absorb(mm, left, vma)
+        vma = left
+    return vma
+
+
+@protocol
+def add_vma(mm: AddressSpace, start: int, end: int, prot: int, flags: int, file: int, pgoff: int, anon_vma: int) -> Vma:
+    """Map ``[start, end)``, where nothing is, and merge; the VMA that covers it afterwards."""
+    vma = on_stack(Vma)
+    vma.start = start
+    vma.last = end - 1
+    vma.prot = prot
+    vma.flags = flags
+    vma.file = file
+    vma.pgoff = pgoff
+    vma.anon_vma = anon_vma
+    link_vma(mm, vma)
+    return merge_whole(mm, vma)
+
+
+@protocol
+def vma_modify(mm: AddressSpace, vma: Vma, start: int, end: int, prot: int, flags: int) -> Vma:
+    """vma_modify(): ``[start, end)`` of a VMA gets other protection and flags; the VMA that covers it afterwards.
+
+    First vma_merge_existing_range(): the part goes to a neighbour that is alike. Else what sticks out is split off.
+    """
+    if start == vma.start and end == vma.last + 1:
+        vma.prot = prot
+        vma.flags = flags
+        return merge_whole(mm, vma)
+    if start == vma.start:
+        left = next_vma(mm, start - 1)
+        if left and left.start < start and goes_to(left, vma, prot, flags):
+            split_huge_pmd_if_needed(mm, vma, end)
+            resize_vma(mm, vma, end, vma.last)
+            if not left.anon_vma:
+                left.anon_vma = vma.anon_vma
+            resize_vma(mm, left, left.start, end - 1)
+            return left
+    if end == vma.last + 1:
+        right = next_vma(mm, end)
+        if right and right.start == end and goes_to(right, vma, prot, flags):
+            split_huge_pmd_if_needed(mm, vma, start)
+            resize_vma(mm, vma, vma.start, start - 1)
+            if not right.anon_vma:
+                right.anon_vma = vma.anon_vma
+            resize_vma(mm, right, start, right.last)
+            return right
+    if start > vma.start:
+        vma = split_vma(mm, vma, start)
+    if end <= vma.last:
+        split_vma(mm, vma, end)
+    vma.prot = prot
+    vma.flags = flags
+    return vma
+
+
+@protocol
+def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
+    """Whether a part of a VMA, once it has other protection and flags, can be its neighbour's."""
+    if neighbour.prot != prot or neighbour.flags != flags or neighbour.file != vma.file:
+        return 0
+    if vma.pgoff - neighbour.pgoff != (vma.start - neighbour.start) >> PAGE_SHIFT:
+        return 0
+    return share_anon_vma(neighbour, vma)
+
+
+@protocol
+def anon_vma_prepare(mm: AddressSpace, vma: Vma) -> None:
+    """__anon_vma_prepare(), find_mergeable_anon_vma(): before its first anonymous page, a neighbour's or a new one."""
+    if vma.anon_vma:
+        return
+    right = next_vma(mm, vma.last + 1)
+    if anon_alike(vma, right) and right.anon_vma:
+        vma.anon_vma = right.anon_vma
+        return
+    left = next_vma(mm, vma.start - 1)
+    if left and left.start < vma.start and anon_alike(left, vma) and left.anon_vma:
+        vma.anon_vma = left.anon_vma
+        return
+    mm.anon_vmas += 1
+    vma.anon_vma = mm.anon_vmas
+
+
+@protocol
+def anon_alike(left: Vma, right: Vma) -> int:
+    """anon_vma_compatible(): as alike(), whatever the protection."""
+    if not left or not right or left.last + 1 != right.start or left.flags != right.flags or left.file != right.file:
+        return 0
+    return left.pgoff + ((right.start - left.start) >> PAGE_SHIFT) == right.pgoff
+
+
+@protocol
+def new_address_space(task_size: int, raises: int, version: int) -> AddressSpace:
+    """An empty one ``[0, task_size)``, its notifier subscriptions in place.
+
+    :param raises: RAISES_*
+    :param version: LINUX_*
+    """
+    mm = on_stack(AddressSpace)
+    subs = on_stack(Subscriptions)
+    subs.invalidate_seq = 2
+    mm.notifier_subscriptions = subs
+    mm.task_size = task_size
+    mm.raises = raises
+    mm.version = version
+    refcount_set(mm.mm_users, 1)
+    pt_init(mm.pt, 0, task_size)
+    return mm

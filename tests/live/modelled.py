@@ -1,0 +1,169 @@
+"""The model's answers to the calls that live/tapped.py runs for real."""
+
+from __future__ import annotations
+
+import functools
+
+from faultpath.engine import world
+from faultpath.engine.native import Native
+from faultpath.engine.world import Words
+from faultpath.kernel.address_space.fault import File, mm_cpu_fault
+from faultpath.kernel.address_space.files import mm_ftruncate, punch_hole
+from faultpath.kernel.address_space.fork import mm_child_ends, mm_fork
+from faultpath.kernel.address_space.madvise import mm_madvise
+from faultpath.kernel.address_space.mmap import do_mmap, mm_munmap
+from faultpath.kernel.address_space.mprotect import mm_mprotect
+from faultpath.kernel.address_space.mremap import do_mremap
+from faultpath.kernel.address_space.vma import MAP_ANONYMOUS, MAP_SHARED, AddressSpace, new_address_space
+from faultpath.kernel.memory import RAISES_CALLS
+from faultpath.kernel.mmu_notifier import Notifier, Range, mmu_notifier_register
+from faultpath.kernel.primitives.heap import on_stack
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_init
+from faultpath.protocol.language import Ops, Protocol, primitive, protocol
+from faultpath.protocol.program import Program, Source
+from live.kernel import Answer, Call
+
+TASK_SIZE = 1 << 47
+BASE = 1 << 44  # of the window
+FILE_PAGES = 1 << 14
+
+
+@primitive
+def note(w: Words, start: int, end: int) -> int:
+    """Write a range down behind the heap."""
+    log = w[world.CAPACITY]
+    w[log] += 2
+    w[log + w[log] - 1] = start
+    w[log + w[log]] = end
+    return 0
+
+
+@protocol
+def told(sub: Notifier, range: Range) -> int:  # noqa: A002 - the kernel's name
+    """KVM's part in the tap: a plain notifier that says what it is told."""
+    note(range.start, range.end)
+    return 0
+
+
+tap_ops = Ops("tap_ops", invalidate_range_start=told)
+
+
+@protocol
+def new_process(task_size: int, raises: int, version: int) -> AddressSpace:
+    """An address space under the tap."""
+    mm = new_address_space(task_size, raises, version)
+    tap = on_stack(Notifier)
+    tap.ops = tap_ops
+    mmu_notifier_register(tap, mm)
+    return mm
+
+
+@protocol
+def new_file(pages: int) -> File:
+    """A memfd."""
+    file = on_stack(File)
+    file.size = pages
+    pt_init(file.cache, 0, 1 << 32)
+    return file
+
+
+@protocol
+def munmap(mm: AddressSpace, start: int, size: int) -> int:
+    mm_munmap(mm, start, size)
+    return 0
+
+
+ROOTS = [
+    new_process, new_file, mm_cpu_fault, munmap, do_mmap, mm_mprotect, mm_madvise, do_mremap, mm_fork, mm_child_ends,
+    punch_hole, mm_ftruncate,
+]  # fmt: skip
+
+
+@functools.cache
+def native(replacements: tuple[Source, ...]) -> Native:
+    return Native(Program(ROOTS, [tap_ops], replacements))
+
+
+@functools.cache
+def memory() -> Words:
+    return world.new_world(1 << 27)
+
+
+class Model:
+    """One program's process."""
+
+    def __init__(self, version: int, replacements: tuple[Source, ...]) -> None:
+        self.native = native(replacements)
+        self.w = w = memory()
+        kept = {word: int(w[word]) for word in (world.CAPACITY, world.LEAF_BITS, world.DIR_BITS)}
+        w[: w[world.BRK]] = 0
+        for word, value in kept.items():
+            w[word] = value
+        w[world.BRK] = world.HEAP
+        self.log = int(w[world.CAPACITY])
+        w[self.log] = 0
+        self.mm = self.call(new_process, TASK_SIZE, RAISES_CALLS, version, mm=False)
+        self.files: dict[int, int] = {}
+        self.children: dict[int, int] = {}
+
+    def call(self, protocol: Protocol, *args: int, mm: bool = True) -> int:
+        return self.native.call(protocol, self.w, *((self.mm, *args) if mm else args))
+
+    def file(self, number: int) -> int:
+        if number not in self.files:
+            self.files[number] = self.call(new_file, FILE_PAGES, mm=False)
+        return self.files[number]
+
+    def answer(self, call: Call) -> Answer:
+        self.w[self.log] = 0
+        name, *args = call
+        result = getattr(self, str(name))(*args)
+        told = self.w[self.log + 1 : self.log + 1 + int(self.w[self.log])].reshape(-1, 2) - BASE
+        return result, [(start, end) for start, end in told.tolist()]
+
+    def mmap(self, at: int, size: int, prot: int, flags: int, file: int, offset: int) -> int:
+        if not flags & MAP_ANONYMOUS:
+            which = self.file(file)
+        elif flags & MAP_SHARED:
+            which, offset = self.call(new_file, size >> PAGE_SHIFT, mm=False), 0
+        else:
+            which = 0
+        return self.call(do_mmap, BASE + at, size, prot, flags, which, offset >> PAGE_SHIFT)
+
+    def munmap(self, at: int, size: int) -> int:
+        return self.call(munmap, BASE + at, size)
+
+    def mprotect(self, at: int, size: int, prot: int) -> int:
+        return self.call(mm_mprotect, BASE + at, size, prot)
+
+    def madvise(self, at: int, size: int, advice: int) -> int:
+        return self.call(mm_madvise, BASE + at, size, advice)
+
+    def mremap(self, at: int, size: int, new_size: int, flags: int, to: int) -> int:
+        return self.call(do_mremap, BASE + at, size, BASE + to, new_size, flags)
+
+    def read(self, at: int) -> int:
+        return self.call(mm_cpu_fault, BASE + at, 0)
+
+    def write(self, at: int) -> int:
+        return self.call(mm_cpu_fault, BASE + at, 1)
+
+    def fork(self, number: int) -> int:
+        self.children[number] = self.call(mm_fork)
+        return 0
+
+    def ends(self, number: int) -> int:
+        self.call(mm_child_ends, self.children.pop(number))
+        return 0
+
+    def punch(self, file: int, offset: int, size: int) -> int:
+        return self.call(punch_hole, self.file(file), offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
+
+    def truncate(self, file: int, size: int) -> int:
+        return self.call(mm_ftruncate, self.file(file), size >> PAGE_SHIFT)
+
+
+def run(program: list[Call], version: int, replacements: tuple[Source, ...] = ()) -> list[Answer]:
+    """What the model, or one with replacements in it, says each call returns and raises."""
+    model = Model(version, replacements)
+    return [model.answer(call) for call in program]

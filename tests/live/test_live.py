@@ -1,0 +1,192 @@
+"""The modelled CPU side against the running kernel: the same calls return and raise the same, in the same order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from faultpath.kernel.address_space import fault, fork, mmap, mprotect, mremap, vma
+from faultpath.kernel.address_space.vma import LINUX_6_1, LINUX_6_12, LINUX_6_18
+from live import kernel, modelled
+from live.kernel import Answer, Call, Kernel
+from live.programs import PAGE, PMD, PUD, programs
+from mutants.engine import mutated
+
+PROGRAMS = int(os.environ.get("LIVE_PROGRAMS", "2000"))
+RECORDED = Path(__file__).with_name("recorded.json")
+ANON = 0x22
+
+# What once was modelled otherwise than the kernel does it, and why it matters.
+CASES: dict[str, list[Call]] = {
+    "a boundary inside a VMA tells the 2 MiB around it": [
+        ("mmap", 0, 8 * PMD, 3, ANON, 0, 0), ("write", 5 * PAGE), ("mprotect", 5 * PAGE, PAGE, 1),
+        ("munmap", 3 * PAGE, PAGE),
+    ],
+    "but not where no page table is": [("mmap", 0, 8 * PMD, 3, ANON, 0, 0), ("munmap", 3 * PAGE, PAGE)],
+    "mprotect that changes nothing raises nothing": [
+        ("mmap", 0, 8 * PAGE, 3, ANON, 0, 0), ("write", 0), ("mprotect", 0, 8 * PAGE, 3),
+    ],
+    "mprotect begins at the first table, and goes on over a gap": [
+        ("mmap", 0, 2 * PUD, 3, ANON, 0, 0), ("write", PUD + PAGE), ("mprotect", PAGE, 2 * PUD - PAGE, 1),
+    ],
+    "mprotect stops at a hole": [
+        ("mmap", 0, PAGE, 3, ANON, 0, 0), ("mmap", 2 * PAGE, PAGE, 3, ANON, 0, 0), ("write", 0), ("write", 2 * PAGE),
+        ("mprotect", 0, 3 * PAGE, 1),
+    ],
+    "madvise raises VMA by VMA, over holes": [
+        ("mmap", 0, PAGE, 3, ANON, 0, 0), ("mmap", PAGE, PAGE, 1, ANON, 0, 0), ("mmap", 4 * PAGE, PAGE, 3, ANON, 0, 0),
+        ("madvise", 0, 5 * PAGE, 4),
+    ],
+    "a fork raises for VMAs that have an anon_vma": [
+        ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("mmap", 8 * PAGE, 4 * PAGE, 3, ANON, 0, 0), ("read", 0),
+        ("write", 8 * PAGE), ("mprotect", 8 * PAGE, PAGE, 1), ("fork", 1),
+    ],
+    "copy-on-write ends with the child": [
+        ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("write", 0), ("write", PAGE), ("fork", 1), ("write", 0), ("ends", 1),
+        ("write", PAGE),
+    ],
+    "a page that came after the fork is not shared by it": [
+        ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("write", 0), ("fork", 1), ("write", PAGE), ("fork", 2), ("ends", 2),
+        ("write", PAGE), ("write", 0),
+    ],
+    "a read of a file maps what is cached around it": [
+        ("mmap", 0, 8 * PAGE, 3, 2, 0, 0), ("mmap", 32 * PAGE, 8 * PAGE, 3, 1, 0, 0), ("write", 33 * PAGE), ("read", 0),
+        ("write", PAGE), ("write", 2 * PAGE),
+    ],
+    "a fault beyond a file's end makes page tables": [
+        ("mmap", 0, 8 * PMD, 1, 0x21, 0, 0), ("mmap", PUD, 8 * PAGE, 3, 1, 0, 0), ("truncate", 0, PAGE),
+        ("read", PUD + 4 * PAGE), ("mprotect", PUD, 8 * PAGE, 1),
+    ],
+    "a file is unmapped in i_mmap's order": [
+        ("mmap", 4 * PAGE, 4 * PAGE, 3, 2, 0, 9 * PAGE), ("mmap", 16 * PAGE, 4 * PAGE, 3, 2, 0, 8 * PAGE),
+        ("punch", 0, 9 * PAGE, 2 * PAGE),
+    ],
+    "a move goes VMA by VMA": [
+        ("mmap", 0, 2 * PAGE, 3, ANON, 0, 0), ("mmap", 2 * PAGE, 2 * PAGE, 1, ANON, 0, 0), ("write", 0),
+        ("mremap", 0, 4 * PAGE, 4 * PAGE, 3, 32 * PAGE),
+    ],
+    "a move of page tables begins at their border": [
+        ("mmap", PMD + 5 * PAGE, PMD, 3, ANON, 0, 0), ("write", PMD + 5 * PAGE),
+        ("mremap", PMD + 5 * PAGE, PMD, PMD, 3, PUD + PMD + 5 * PAGE),
+    ],
+    "what is moved merges with what remains": [
+        ("mmap", 4 * PAGE, 3 * PMD - 2 * PAGE, 3, ANON, 0, 0), ("read", PMD + 6 * PAGE),
+        ("mremap", 2 * PMD, 7 * PAGE, 7 * PAGE, 3, 2 * PMD + 8 * PAGE),
+    ],
+    "a move makes page tables": [
+        ("mmap", PUD + PMD, 8 * PAGE, 3, ANON, 0, 0), ("write", PUD + PMD),
+        ("mmap", 5 * PAGE, 3 * PMD - 5 * PAGE, 1, 0x21, 0, 0),
+        ("mremap", PUD + PMD + 3 * PAGE, 2 * PAGE, 2 * PAGE, 3, PUD - PMD + 7 * PAGE), ("munmap", PMD + 2 * PAGE, PAGE),
+    ],
+    "two anon_vmas do not merge": [
+        ("mmap", 0, PAGE, 3, ANON, 0, 0), ("mmap", 2 * PAGE, PAGE, 3, ANON, 0, 0), ("write", 0), ("write", 2 * PAGE),
+        ("mmap", PAGE, PAGE, 3, ANON, 0, 0), ("fork", 1),
+    ],
+    "page tables go with the last VMA": [
+        ("mmap", 0, 8 * PAGE, 3, ANON, 0, 0), ("write", 0), ("munmap", 0, 8 * PAGE),
+        ("mmap", 0, 8 * PAGE, 3, ANON, 0, 0), ("mprotect", 0, PAGE, 1),
+    ],
+    "a private mapping that was written stays accounted": [
+        ("mmap", 0, PAGE, 1, ANON, 0, 0), ("mmap", PAGE, PAGE, 3, ANON, 0, 0), ("write", PAGE),
+        ("mprotect", PAGE, PAGE, 1), ("madvise", 0, 2 * PAGE, 4),
+    ],
+}  # fmt: skip
+
+
+def version_of(release: str) -> int:
+    """Which of the versions that the model knows behaves as this kernel does."""
+    number = re.match(r"(\d+)\.(\d+)", release)
+    assert number
+    at = int(number[1]), int(number[2])
+    return LINUX_6_18 if at >= (6, 17) else LINUX_6_12 if at >= (6, 7) else LINUX_6_1
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Kernel]:
+    if why := kernel.missing():
+        pytest.skip(f"the running kernel cannot be asked: {why}")
+    it = Kernel()
+    it.start()
+    yield it
+    it.close()
+
+
+def side_by_side(program: list[Call], theirs: list[Answer], ours: list[Answer]) -> str:
+    """Both lists of ranges, call by call; what differs is marked."""
+
+    def shown(answer: Answer) -> str:
+        return f"{answer[0]} " + " ".join(f"{start:#x}-{end:#x}" for start, end in answer[1])
+
+    lines = [
+        f"{' ' if their == our else '!'} {call[0]}({', '.join(hex(int(a)) for a in call[1:])})\n"
+        f"    kernel: {shown(their)}\n    model:  {shown(our)}"
+        for call, their, our in zip(program, theirs, ours, strict=True)
+    ]
+    return "\n".join(["the kernel and the model do not agree", *lines])
+
+
+def compare(running: Kernel, program: list[Call]) -> None:
+    theirs, ours = running.run(program), modelled.run(program, version_of(running.release))
+    assert theirs == ours, side_by_side(program, theirs, ours)
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_a_known_case(running: Kernel, what: str) -> None:
+    compare(running, CASES[what])
+
+
+def test_random_programs_raise_what_they_raise_for_real(running: Kernel) -> None:
+    """``LIVE_PROGRAMS`` says how many; ``make oracle`` runs an hour's."""
+
+    @settings(
+        max_examples=PROGRAMS, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @given(programs)
+    def agree(program: list[Call]) -> None:
+        compare(running, program)
+
+    agree()
+
+
+# Changes that must not go unnoticed: a function, what stands in it, and what does instead.
+WRONG = {
+    "no 2 MiB are told": (vma.split_huge_pmd_if_needed, ("if addr != block and", "if addr == block and")),
+    "any neighbours merge": (vma.share_anon_vma, ("        return 0\n", "        return 1\n")),
+    "a fork copies everything": (fork.mm_fork, ("and vma.anon_vma and", "and")),
+    "a page is never one's own again": (fault.shared_with_a_child, ("    return mm", "    return 1\n    return mm")),
+    "nothing is mapped around": (fault.filemap_map_pages, ("        addr += PAGE_SIZE\n", "        addr = end\n")),
+    "tables are never freed": (mmap.free_pgtables, ("    pt_free_tables(", "    return\n    pt_free_tables(")),
+    "mprotect raises where it was told": (mprotect.change_protection, ("start(mm, first", "start(mm, start")),
+    "a move begins where it was told": (mremap.realigned, ("    return inside\n", "    return 0\n")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_model_is_found_out(what: str) -> None:
+    """By the recorded answers alone, so that this runs everywhere."""
+    target, edit = WRONG[what]
+    wrong = mutated(target, (edit,))
+    recorded = json.loads(RECORDED.read_text())
+    answers = {name: modelled.run(CASES[name], LINUX_6_18, (wrong,)) for name in CASES}
+    assert json.loads(json.dumps(answers)) != recorded
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_the_model_says_what_linux_6_18_said(what: str) -> None:
+    """Where the running kernel cannot be asked: its recorded answers. ``REWRITE=1`` records them anew."""
+    recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    if os.environ.get("REWRITE"):
+        asked = Kernel()
+        recorded[what] = asked.run(CASES[what])
+        asked.close()
+        RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
+        recorded = json.loads(RECORDED.read_text())
+    theirs = [(result, [(start, end) for start, end in found]) for result, found in recorded[what]]
+    ours = modelled.run(CASES[what], LINUX_6_18)
+    assert theirs == ours, side_by_side(CASES[what], theirs, ours)
