@@ -536,7 +536,7 @@ class Rules:
         leaf, level, start = (self.plain[table + i] for i in range(3))
         assert level == 0
         number = (page - start) >> 12
-        return self.plain[leaf + 1 + number // 8] >> 8 * (number % 8) & 255 if leaf else 0
+        return self.plain[leaf + 1 + number // 4] >> 16 * (number % 4) & 0xFFFF if leaf else 0
 
     def intervals(self) -> list[int]:
         """Every interval in the tree, by walking all of it."""

@@ -150,10 +150,10 @@ class Names:
 
     def entries(self, table: str, addr: int, leaf: Object, old: int, now: int) -> Iterator[tuple[str, str, str]]:
         """The page-table entries in a word that differ."""
-        for slot in range(8):
-            before, after = old >> 8 * slot & 255, now >> 8 * slot & 255
+        for slot in range(1 << pagetable.PER_WORD):
+            before, after = (value >> (slot << pagetable.ENTRY) & pagetable.FULL for value in (old, now))
             if before != after:
-                page = (addr - leaf.start - 1) * 8 + slot
+                page = ((addr - leaf.start - 1) << pagetable.PER_WORD) + slot
                 yield f"{table}[{page * pagetable.PAGE_SIZE:#x}]", entry(before), entry(after)
 
     # --- values
