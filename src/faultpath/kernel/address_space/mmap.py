@@ -13,14 +13,15 @@ from faultpath.kernel.address_space.vma import (
     AddressSpace,
     Vma,
     add_vma,
-    cut_vmas,
+    drop_vmas,
     next_vma,
     split_vma,
     vma_at,
 )
 from faultpath.kernel.memory import UNMAP, zap_range
+from faultpath.kernel.mm import mmap_unlock
 from faultpath.kernel.mmu_notifier import ULONG_MAX
-from faultpath.kernel.primitives.locks import down_write, downgrade_write, up_read, up_write
+from faultpath.kernel.primitives.locks import down_write, downgrade_write, up_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_free_tables
 from faultpath.protocol.language import protocol
 
@@ -73,7 +74,7 @@ def do_vmi_align_munmap(mm: AddressSpace, start: int, end: int, downgrade: int) 
     vma = vma_at(mm, end - 1)
     if vma and vma.last >= end:
         split_vma(mm, vma, end)
-    cut_vmas(mm, start, end)
+    drop_vmas(mm, start, end)
     if downgrade:
         above = next_vma(mm, end)
         if above and above.flags & MAP_GROWSDOWN:
@@ -92,15 +93,6 @@ def do_vmi_munmap(mm: AddressSpace, start: int, end: int, downgrade: int) -> int
     if not vma or vma.start >= end:
         return 0
     return do_vmi_align_munmap(mm, start, end, downgrade)
-
-
-@protocol
-def mmap_unlock(mm: AddressSpace, downgraded: int) -> None:
-    """mmap_read_unlock() if the lock was downgraded, else mmap_write_unlock()."""
-    if downgraded:
-        up_read(mm.mmap_lock)
-    else:
-        up_write(mm.mmap_lock)
 
 
 @protocol

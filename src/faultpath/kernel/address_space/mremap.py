@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.address_space.mmap import do_vmi_align_munmap, do_vmi_munmap, mmap_unlock
+from faultpath.kernel.address_space.mmap import do_vmi_align_munmap, do_vmi_munmap
 from faultpath.kernel.address_space.vma import (
     LINUX_6_12,
     LINUX_6_18,
@@ -19,6 +19,7 @@ from faultpath.kernel.address_space.vma import (
 )
 from faultpath.kernel.errno import EFAULT
 from faultpath.kernel.memory import RAISES_CALLS, UNMAP, raise_end, raise_start
+from faultpath.kernel.mm import mmap_unlock
 from faultpath.kernel.primitives.locks import down_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_move
 from faultpath.protocol.language import protocol

@@ -21,7 +21,6 @@ PROT_WRITE = 2
 PROT_EXEC = 4
 MAP_SHARED = 0x01
 MAP_PRIVATE = 0x02
-MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_GROWSDOWN = 0x0100
 MAP_NORESERVE = 0x4000
@@ -124,20 +123,11 @@ def drop_vma(mm: AddressSpace, vma: Vma) -> None:
 
 
 @protocol
-def cut_vmas(mm: AddressSpace, start: int, end: int) -> None:
-    """Take ``[start, end)`` out of every VMA: some go, some shrink, one may be split."""
+def drop_vmas(mm: AddressSpace, start: int, end: int) -> None:
+    """Drop the VMAs of ``[start, end)``; what stuck out has been split off."""
     vma = next_vma(mm, start)
     while vma and vma.start < end:
-        first = vma.start
-        last = vma.last
-        if first < start:
-            if last >= end:
-                new_vma(mm, end, last + 1, vma)
-            resize_vma(mm, vma, first, start - 1)
-        elif last >= end:
-            resize_vma(mm, vma, end, last)
-        else:
-            drop_vma(mm, vma)
+        drop_vma(mm, vma)
         vma = next_vma(mm, start)
 
 

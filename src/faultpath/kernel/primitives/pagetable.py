@@ -1,7 +1,7 @@
 """Page tables, for the CPU and for devices: a radix tree whose leaves hold 16 bits per page.
 
 An entry is VALID | WRITE | frame << 2: the frame is a number in 1..63 that changes whenever a page is replaced, so that
-a stale device PTE can be told. The upper byte of a CPU's entry says what kind of page it maps (kernel/memory.py); a
+a stale device PTE can be told. The upper byte of a CPU's entry says what kind of page it maps (fault.py); a
 device's has none. Absent subtrees cost nothing to walk over. A directory keeps no count of what is below it.
 
 Root words: 0 node, 1 levels above the leaf, 2 first address, 3 end address. Leaves pack four entries per word.
@@ -21,7 +21,6 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 VALID = 1
 WRITE = 2
 FRAME_SHIFT = 2
-DEVICE_BITS = 255  # of an entry: what a device's has as well
 FULL = 65535
 PER_WORD = 2  # log2 of the entries in a word, and of the bits of one
 ENTRY = 4
