@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faultpath.trace.importing import choose, record_command
+from faultpath.trace.formats import record_command
+from faultpath.trace.readers.events import choose
 from faultpath.trace.readers.perf_data import PerfData
 
 ROUNDS = 5
@@ -78,7 +79,9 @@ def median(work: Callable[[], object]) -> float:
 
 def decode(path: Path) -> int:
     recording = PerfData(path)
-    return sum(len(batch) for batch in recording.batches(choose(recording, str(path))[0]))
+    return sum(
+        len(batch) for batch in recording.batches(choose([e.name for e in recording.header.events], str(path))[0])
+    )
 
 
 def script(path: Path, text: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from faultpath.errors import FaultpathError
-from faultpath.trace.importing import import_recording, recognise
+from faultpath.trace.formats import recognise
+from faultpath.trace.importing import import_recording
 from faultpath.trace.info import trace_info
 from faultpath.trace.ops import Event, Op
 from faultpath.trace.readers import perf_columns as pc

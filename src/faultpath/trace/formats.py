@@ -14,19 +14,23 @@ from faultpath.trace.schema import check_readable
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-MAGIC = {
-    b"PERFILE2": "perf.data",
-    b"2ELIFREP": "perf.data",
-    b"PERFFILE": "perf.data",
-    b"PAR1": "trace",
-    b"\x17\x08\x44tracing": "trace.dat",
+
+def _starts(*magics: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(magics)
+
+
+#: How the first ``HEAD`` bytes of a file tell its format; the first that fits.
+FORMATS: dict[str, Callable[[bytes], bool]] = {
+    "trace": _starts(b"PAR1"),
+    "perf.data": _starts(b"PERFILE2", b"2ELIFREP", b"PERFFILE"),
 }
+HEAD = 1 << 16
 
 
 def recognise(path: Path) -> str:
-    """``perf.data`` or ``trace``.
+    """``trace``, or the format of a recording: a key of ``FORMATS``.
 
-    :raises FaultpathError: when it is neither
+    :raises FaultpathError: when it is none of them
     """
     with contextlib.suppress(OSError):
         if (path / "data").exists():
@@ -35,15 +39,12 @@ def recognise(path: Path) -> str:
             )
     check_readable(path)
     with path.open("rb") as file:
-        head = file.read(16)
-    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
-    if found == "trace.dat":
-        raise FaultpathError(
-            "a trace-cmd recording, which is not supported", str(path), f"record with: {record_command()}"
-        )
-    if found is None:
-        raise FaultpathError("not a recording that is known (perf.data)", str(path), f"record with: {record_command()}")
-    return found
+        head = file.read(HEAD)
+    for name, fits in FORMATS.items():
+        if fits(head):
+            return name
+    known = ", ".join(name for name in FORMATS if name != "trace")
+    raise FaultpathError(f"not a recording that is known ({known})", str(path), f"record with: {record_command()}")
 
 
 def record_command() -> str:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from faultpath.errors import FaultpathError
-from faultpath.trace.importing import choose
+from faultpath.trace.readers.events import choose
 from faultpath.trace.readers.perf_data import PerfData
 from faultpath.trace.readers.rows import RowMaker
 from faultpath.trace.schema import check_rows
@@ -58,7 +58,7 @@ def read(path: Path) -> bool:
     """Whether the reader took it; every row it makes must keep the rules of the schema."""
     try:
         recording = PerfData(path)
-        wanted, kinds, _ = choose(recording, "fuzz")
+        wanted, kinds, _ = choose([e.name for e in recording.header.events], "fuzz")
         maker = RowMaker(kinds, 4096, set(), "fuzz")
         last = 0
         for events in recording.batches(wanted):

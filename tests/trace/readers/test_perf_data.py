@@ -16,7 +16,8 @@ import zstandard
 from perf_script import ours, parse, perf_script
 
 from faultpath.errors import FaultpathError
-from faultpath.trace.importing import import_recording, record_command
+from faultpath.trace.formats import record_command
+from faultpath.trace.importing import import_recording
 from faultpath.trace.readers import perf_data
 from faultpath.trace.readers.perf_data import PerfData
 from faultpath.trace.schema import open_trace
