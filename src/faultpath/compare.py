@@ -12,6 +12,7 @@ from faultpath import catalog
 from faultpath.design import Design
 from faultpath.engine import feed
 from faultpath.engine.replay import ACCESSES_RESIDENT, ACCESSES_TOUCHED, Replay
+from faultpath.kernel.mm.versions import version_of
 from faultpath.trace.formats import as_trace, recognise
 from faultpath.trace.schema import Trace, open_trace
 
@@ -104,6 +105,7 @@ def _result(
         task_size=feed.LA57_END if process.limit > feed.CANONICAL_END else feed.CANONICAL_END,
         raises=trace.meta.invalidations_from == "model",
         accesses=bits[accesses],
+        version=version_of(trace.meta.kernel),
     )
     begin = time.perf_counter()
     for rows in feed.inherited(trace, found, process.pid):

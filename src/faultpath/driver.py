@@ -11,7 +11,7 @@ from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from faultpath.kernel.gup import get_user_pages
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm import mmget, mmget_not_zero, mmput, mmput_async
+from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
     MMU_NOTIFY_UNMAP,
     ULONG_MAX,

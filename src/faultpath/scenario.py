@@ -7,13 +7,19 @@ from dataclasses import dataclass
 
 from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS
 from faultpath.engine.arena import MAX_THREADS
-from faultpath.kernel import mm as cpu
 from faultpath.kernel.mirror import device_access
+from faultpath.kernel.mm.fault import mm_cpu_fault
+from faultpath.kernel.mm.files import mm_truncate
+from faultpath.kernel.mm.fork import mm_exit, mm_fork
+from faultpath.kernel.mm.madvise import MADV_DONTNEED, mm_madvise
+from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
+from faultpath.kernel.mm.mprotect import mm_mprotect
+from faultpath.kernel.mm.mremap import MREMAP_FIXED, mm_mremap
+from faultpath.kernel.mm.reclaim import mm_oom_reap, mm_reclaim
+from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, UNKNOWN
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE
 from faultpath.kernel.threads import closing, faulting, mapping_again
-from faultpath.kernel.vma import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from faultpath.protocol.language import Protocol
-from faultpath.trace.ops import PF_WRITE
 
 PAGE = PAGE_SIZE
 MAX_PAGES = 48  # one leaf of a page table, less what lies below
@@ -26,8 +32,6 @@ OTHER = "other device"
 
 READ_WRITE = PROT_READ | PROT_WRITE
 PRIVATE_ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
-SHARED_FILE = 0x01
-WRITE_FAULT = 4 | PF_WRITE  # the processor's error code: user, write
 
 Argument = int | str
 
@@ -109,31 +113,31 @@ def address(page: int) -> int:
 
 def map_memory(page: int, pages: int) -> Call:
     """mmap() of private memory that may be written."""
-    return Call("mmap", cpu.mm_mmap, (MM, address(page), pages * PAGE, READ_WRITE, PRIVATE_ANONYMOUS))
+    return Call("mmap", mm_mmap, (MM, address(page), pages * PAGE, READ_WRITE, PRIVATE_ANONYMOUS, 0, 0))
 
 
 def map_file(page: int, pages: int) -> Call:
     """mmap() of a file, shared, that may be written."""
-    return Call("mmap", cpu.mm_mmap, (MM, address(page), pages * PAGE, READ_WRITE, SHARED_FILE))
+    return Call("mmap", mm_mmap, (MM, address(page), pages * PAGE, READ_WRITE, MAP_SHARED, UNKNOWN, 0))
 
 
 def munmap(page: int, pages: int) -> Call:
-    return Call("munmap", cpu.mm_munmap, (MM, address(page), pages * PAGE))
+    return Call("munmap", mm_munmap, (MM, address(page), pages * PAGE))
 
 
 def dontneed(page: int, pages: int) -> Call:
     """madvise(MADV_DONTNEED)."""
-    return Call("DONTNEED", cpu.mm_madvise, (MM, address(page), pages * PAGE, cpu.MADV_DONTNEED))
+    return Call("DONTNEED", mm_madvise, (MM, address(page), pages * PAGE, MADV_DONTNEED))
 
 
 def protect_read(page: int, pages: int) -> Call:
     """mprotect(PROT_READ)."""
-    return Call("mprotect", cpu.mm_mprotect, (MM, address(page), pages * PAGE, PROT_READ))
+    return Call("mprotect", mm_mprotect, (MM, address(page), pages * PAGE, PROT_READ))
 
 
 def mremap(page: int, pages: int, to: int) -> Call:
     """mremap() that moves a mapping."""
-    return Call("mremap", cpu.mm_mremap, (MM, address(page), pages * PAGE, address(to), pages * PAGE))
+    return Call("mremap", mm_mremap, (MM, address(page), pages * PAGE, address(to), pages * PAGE, MREMAP_FIXED))
 
 
 def remap_twice(page: int, pages: int) -> Call:
@@ -142,17 +146,17 @@ def remap_twice(page: int, pages: int) -> Call:
 
 
 def fork() -> Call:
-    return Call("fork", cpu.mm_fork, (MM, 0))
+    return Call("fork", mm_fork, (MM,))
 
 
 def cpu_access(page: int) -> Call:
     """The process writes to a page."""
-    return Call("write", cpu.mm_cpu_fault, (MM, address(page), WRITE_FAULT))
+    return Call("write", mm_cpu_fault, (MM, address(page), 1))
 
 
 def exit_process() -> Call:
     """exit_mm()."""
-    return Call("exit", cpu.mm_exit, (MM,))
+    return Call("exit", mm_exit, (MM,))
 
 
 # --- what others do to it
@@ -160,17 +164,17 @@ def exit_process() -> Call:
 
 def reclaim(page: int) -> Call:
     """kswapd takes a page."""
-    return Call("kswapd", cpu.mm_reclaim, (MM, address(page)))
+    return Call("kswapd", mm_reclaim, (MM, address(page)))
 
 
 def truncate(page: int, pages: int) -> Call:
     """Another process cuts the file."""
-    return Call("truncate", cpu.mm_truncate, (MM, address(page), pages * PAGE))
+    return Call("truncate", mm_truncate, (MM, address(page), pages * PAGE))
 
 
 def oom_reap() -> Call:
     """The OOM reaper."""
-    return Call("oom_reaper", cpu.mm_oom_reap, (MM,))
+    return Call("oom_reaper", mm_oom_reap, (MM,))
 
 
 # --- the device

@@ -12,9 +12,9 @@ from faultpath.engine import native
 from faultpath.engine.check import Check, Verdict
 from faultpath.engine.status import VIOLATIONS
 from faultpath.kernel import mmu_notifier_v6_fixed
+from faultpath.kernel.mm.vma import find_vma
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Range, Subscriptions
 from faultpath.kernel.mmu_notifier_v6_fixed import mmu_interval_notifier_find
-from faultpath.kernel.vma import find_vma
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.scenario import Scenario
 from faultpath.scenarios import SCENARIOS

@@ -17,7 +17,10 @@ from faultpath.engine.step import BLOCKED, ENDED, STEPPED, Stepper
 from faultpath.engine.world import Words
 from faultpath.kernel.errno import EFAULT, ENOENT
 from faultpath.kernel.mirror import attach
-from faultpath.kernel.mm import mm_cpu_fault, mm_init, mm_invalidate, mm_mmap
+from faultpath.kernel.mm.fault import mm_cpu_fault
+from faultpath.kernel.mm.fork import mm_init
+from faultpath.kernel.mm.recorded import recorded_invalidation, recorded_mmap
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.workqueue import process_one_work
 from faultpath.protocol.program import Program
 from faultpath.trace.ops import Event
@@ -36,7 +39,15 @@ REFUSED = {NOUVEAU: -ENOENT, REFCOUNT: -EFAULT, SRCU: -EFAULT}
 @cache
 def stepper_of(design: Design) -> Stepper:
     linked = link(design)
-    extra = [design.fault, design.walk, design.close, mm_cpu_fault, mm_mmap, mm_invalidate, process_one_work]
+    extra = [
+        design.fault,
+        design.walk,
+        design.close,
+        mm_cpu_fault,
+        recorded_mmap,
+        recorded_invalidation,
+        process_one_work,
+    ]
     return Stepper(Program([*linked.roots, *extra], linked.ops, linked.replaced.values()))
 
 
@@ -47,12 +58,12 @@ class Machine:
         self.design, values = DESIGNS[case]
         self.stepper = stepper_of(self.design)
         self.w: Words = world.new_world(1 << 22)
-        self.mm = self.call(mm_init, 1 << 47, 1)
+        self.mm = self.call(mm_init, 1 << 47, 1, LINUX_6_18)
         self.device = self.call(self.design.open, self.mm, *values)
         self.call(attach, self.mm, self.device, int(self.design.driver()))
-        self.call(mm_mmap, self.mm, AT, 4 * PAGE, 3, 0x22)
+        self.call(recorded_mmap, self.mm, AT, 4 * PAGE, 3, 0x22)
         for page in range(4):
-            self.call(mm_cpu_fault, self.mm, AT + page * PAGE, 6)
+            self.call(mm_cpu_fault, self.mm, AT + page * PAGE, 1)
 
     def call(self, protocol, *args: int) -> int:
         return self.stepper.native.call(protocol, self.w, *args)
@@ -126,7 +137,7 @@ def test_odp_is_closed_at_any_point_of_a_fault_and_waits_for_it_if_it_found_the_
 def test_odp_is_closed_at_any_point_of_an_invalidation_that_destroys_its_child(case: str) -> None:
     m = Machine(case)
     assert m.fault() == 0
-    event = m.spawn(1, mm_invalidate, m.mm, AT, AT + PAGE, int(Event.CLEAR))
+    event = m.spawn(1, recorded_invalidation, m.mm, AT, AT + PAGE, int(Event.CLEAR))
     work = m.spawn(2, process_one_work)
     close = m.spawn(3, m.design.close, m.device)
     worked = 0
@@ -168,8 +179,8 @@ def test_opening_and_closing_over_and_over_leaves_the_device_only(name: str) -> 
     values = integers(design, chosen)
     stepper = stepper_of(design)
     w = world.new_world(1 << 22)
-    mm = stepper.native.call(mm_init, w, 1 << 47, 1)
-    stepper.native.call(mm_mmap, w, mm, AT, 4 << 30, 3, 0x22)
+    mm = stepper.native.call(mm_init, w, 1 << 47, 1, LINUX_6_18)
+    stepper.native.call(recorded_mmap, w, mm, AT, 4 << 30, 3, 0x22)
     grown = []
     for _ in range(4):
         before = int(w[world.BRK])

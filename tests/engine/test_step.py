@@ -14,7 +14,9 @@ from faultpath.engine.rows import ACCESSES_TOUCHED, ROW_WORDS, replay_rows
 from faultpath.engine.step import BLOCKED, ENDED, STEPPED, Stepper
 from faultpath.errors import FaultpathError
 from faultpath.kernel.mirror import attach
-from faultpath.kernel.mm import mm_init, mm_invalidate
+from faultpath.kernel.mm.fork import mm_init
+from faultpath.kernel.mm.recorded import recorded_invalidation
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.trace.ops import Event, Op
 
 BASE = 0x10000000
@@ -48,14 +50,14 @@ def design(request):
 
 @pytest.fixture(scope="module")
 def stepper(design):
-    return Stepper(link(design, [mm_invalidate]))
+    return Stepper(link(design, [recorded_invalidation]))
 
 
 def machine(design, stepper):
     """A world with an mm and a device; what runs next is up to the test."""
     w = world.new_world(1 << 24)
     call = stepper.native.call
-    mm = call(mm_init, w, 1 << 47, 1)
+    mm = call(mm_init, w, 1 << 47, 1, LINUX_6_18)
     device = call(design.open, w, mm, *integers(design, {p.name: p.default for p in design.parameters}))
     call(attach, w, mm, device, int(design.driver()))
     return w, mm, device
@@ -123,7 +125,7 @@ def test_a_fault_started_at_every_point_of_an_invalidation_ends_or_waits_for_it(
     first, end = load_rows(w, ROWS[:9])
     stepper.native.call(replay_rows, w, mm, device, first, end, ACCESSES_TOUCHED)
     fault = stepper.spawn(w, 1, design.fault, device, BASE, 1)
-    event = stepper.spawn(w, 2, mm_invalidate, mm, BASE, BASE + PAGE, int(Event.CLEAR))
+    event = stepper.spawn(w, 2, recorded_invalidation, mm, BASE, BASE + PAGE, int(Event.CLEAR))
     waited = went_through = 0
     running = STEPPED
     while running == STEPPED:
@@ -148,7 +150,7 @@ def test_a_thread_alone_that_waits_is_reported_with_its_line(design, stepper):
     first, end = load_rows(w, ROWS[:9])
     stepper.native.call(replay_rows, w, mm, device, first, end, ACCESSES_TOUCHED)
     fault = stepper.spawn(w, 1, design.fault, device, BASE, 1)
-    event = stepper.spawn(w, 2, mm_invalidate, mm, BASE, BASE + PAGE, int(Event.CLEAR))
+    event = stepper.spawn(w, 2, recorded_invalidation, mm, BASE, BASE + PAGE, int(Event.CLEAR))
     said = []
     while stepper.step(w, event) == STEPPED:
         snapshot = world.state(w).copy()

@@ -12,14 +12,22 @@ from faultpath.designs import full_va
 from faultpath.engine import world
 from faultpath.engine.step import BLOCKED, ENDED, STEPPED, Stepper
 from faultpath.engine.world import REFCOUNT, Stop
-from faultpath.kernel import mm as cpu
 from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EPERM
 from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.memory import RAISES_ALL, RAISES_CALLS, RAISES_NOTHING
 from faultpath.kernel.mirror import attach
+from faultpath.kernel.mm.fault import mm_cpu_fault
+from faultpath.kernel.mm.files import mm_truncate
+from faultpath.kernel.mm.fork import mm_exit, mm_fork, mm_init, mmget, mmget_not_zero, mmput
+from faultpath.kernel.mm.madvise import mm_madvise
+from faultpath.kernel.mm.mmap import mm_brk, mm_mmap, mm_munmap
+from faultpath.kernel.mm.mprotect import mm_mprotect
+from faultpath.kernel.mm.mremap import mm_mremap
+from faultpath.kernel.mm.raising import RAISES_ALL, RAISES_CALLS, RAISES_NOTHING
+from faultpath.kernel.mm.reclaim import mm_oom_reap, mm_reclaim
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm, Range, mmu_interval_read_begin
 from faultpath.kernel.primitives import ghost, pagetable
-from faultpath.kernel.primitives.pagetable import VALID, WRITE
+from faultpath.kernel.primitives.pagetable import DEVICE_BITS, VALID, WRITE
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import current
@@ -29,13 +37,17 @@ PAGE = 4096
 AT = 1 << 30
 FAR = 3 << 30
 STACK = 5 << 30
-ANON, SHARED, STACKS = 0x22, 0x01, 0x122
+# Flags, file and offset of a mapping: anonymous, two of files, a stack.
+ANON, SHARED, PRIVATE_FILE, STACKS = (0x22, 0, 0), (0x01, 1, 0), (0x02, 3, 0), (0x122, 0, 0)
 RW, READ = 3, 1
-CPU_READ, CPU_WRITE = 4, 6
-DONTNEED, FREE, REMOVE, PAGEOUT = 4, 8, 9, 21
+CPU_READ, CPU_WRITE = 0, 1
+DONTNEED, FREE, REMOVE = 4, 8, 9
 WHERE = {ghost.STARTING: "starting", ghost.STARTED: "started", ghost.OVER: "over"}
 
-OPERATIONS = [p for name, p in vars(cpu).items() if isinstance(p, Protocol) and name.startswith("mm")]
+OPERATIONS = [
+    mm_init, mm_mmap, mm_munmap, mm_mprotect, mm_mremap, mm_madvise, mm_brk, mm_fork, mm_cpu_fault, mm_reclaim,
+    mm_truncate, mm_oom_reap, mm_exit, mmget, mmget_not_zero, mmput,
+]  # fmt: skip
 OTHERS = [full_va.design.open, full_va.design.fault, attach, hmm_range_fault, mmu_interval_read_begin]
 
 
@@ -43,10 +55,10 @@ OTHERS = [full_va.design.open, full_va.design.fault, attach, hmm_range_fault, mm
 def dmirror_fault(dmirror: full_va.Dmirror, addr: int, write: int) -> int:
     """dmirror_fault(): no fault without a user of the address space; the fault may be the last one."""
     mm = dmirror.mm
-    if not cpu.mmget_not_zero(mm):
+    if not mmget_not_zero(mm):
         return -EFAULT
     ret = full_va.dmirror_range_fault(dmirror, addr, write)
-    cpu.mmput(mm)
+    mmput(mm)
     return ret
 
 
@@ -74,15 +86,15 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, raises: int = RAISES_ALL) -> None:
         current.program = program()
         self.w = current.w = world.new_world(1 << 22)
-        self.mm = cpu.mm_init(1 << 47, raises)
+        self.mm = mm_init(1 << 47, raises, LINUX_6_18)
         self.device = full_va.design.open(self.mm)
         attach(self.mm, self.device, full_va.design.driver())
         self.seen: list[Seen] = []
         self.then: Callable[[], None] | None = None  # done once, when the next event has started
         self.page = AT
         monkeypatch.setattr(ghost.range_stands, "fn", self.note)
-        cpu.mm_mmap(self.mm, AT, 8 * PAGE, RW, ANON)
-        cpu.mm_cpu_fault(self.mm, AT, CPU_WRITE)
+        mm_mmap(self.mm, AT, 8 * PAGE, RW, *ANON)
+        mm_cpu_fault(self.mm, AT, CPU_WRITE)
         assert not self.seen  # a first touch raises nothing
 
     def note(self, w: world.Words, address: int, where: int) -> int:
@@ -95,7 +107,8 @@ class Machine:
         return 0
 
     def pte(self, page: int | None = None) -> int:
-        return int(pagetable.pt_get(self.mm.pt, self.page if page is None else page))
+        """The entry, as far as a device has the same."""
+        return int(pagetable.pt_get(self.mm.pt, self.page if page is None else page)) & DEVICE_BITS
 
     def events(self) -> list[tuple[Event, int, int, int, int]]:
         """Event, start, end and locks of each event so far, checked to be whole and one after the other."""
@@ -116,7 +129,7 @@ class Machine:
 
     def break_cow(self) -> None:
         """Make the page at AT copy-on-write, by a fork that nobody looks at."""
-        self.call(cpu.mm_fork, 0x11)
+        self.call(mm_fork)
         self.seen.clear()
 
 
@@ -132,27 +145,25 @@ STAYS, GOES, READ_ONLY = range(3)
 
 # Operation, arguments, events with (mmap_lock, i_mmap_rwsem), what becomes of the PTE at AT.
 ORDER = {
-    "munmap": (cpu.mm_munmap, (AT, 8 * PAGE), [(Event.UNMAP, *EIGHT, READS, 0)], GOES),
-    "part of a mapping": (cpu.mm_munmap, (AT, PAGE), [(Event.UNMAP, *ONE, READS, 0)], GOES),
-    "mmap over it": (cpu.mm_mmap, (AT, 8 * PAGE, RW, ANON), [(Event.UNMAP, *EIGHT, WRITES, 0)], GOES),
-    "mprotect": (cpu.mm_mprotect, (AT, 8 * PAGE, READ), [(Event.PROTECTION_VMA, *EIGHT, WRITES, 0)], READ_ONLY),
-    "mprotect, nothing there": (cpu.mm_mprotect, (AT + PAGE, PAGE, READ), [], STAYS),
-    "dontneed": (cpu.mm_madvise, (AT, 8 * PAGE, DONTNEED), [(Event.CLEAR, *EIGHT, READS, 0)], GOES),
-    "pageout": (cpu.mm_madvise, (AT, 8 * PAGE, PAGEOUT), [(Event.CLEAR, *EIGHT, READS, 0)], GOES),
-    "free": (cpu.mm_madvise, (AT, 8 * PAGE, FREE), [(Event.CLEAR, *EIGHT, READS, 0)], STAYS),
-    "remove": (cpu.mm_madvise, (AT, 8 * PAGE, REMOVE), [(Event.CLEAR, *EIGHT, NONE, 1)], GOES),
-    "other advice": (cpu.mm_madvise, (AT, 8 * PAGE, 14), [], STAYS),
-    "mremap moves": (cpu.mm_mremap, (AT, 8 * PAGE, FAR, 8 * PAGE | 1), [(Event.UNMAP, *EIGHT, WRITES, 0)] * 2, GOES),
-    "mremap moves, keeps": (cpu.mm_mremap, (AT, 8 * PAGE, FAR, 8 * PAGE | 5), [(Event.UNMAP, *EIGHT, WRITES, 0)], GOES),
+    "munmap": (mm_munmap, (AT, 8 * PAGE), [(Event.UNMAP, *EIGHT, READS, 0)], GOES),
+    "part of a mapping": (mm_munmap, (AT, PAGE), [(Event.UNMAP, *ONE, READS, 0)], GOES),
+    "mmap over it": (mm_mmap, (AT, 8 * PAGE, RW, *ANON), [(Event.UNMAP, *EIGHT, WRITES, 0)], GOES),
+    "mprotect": (mm_mprotect, (AT, 8 * PAGE, READ), [(Event.PROTECTION_VMA, *EIGHT, WRITES, 0)], READ_ONLY),
+    "mprotect that changes nothing": (mm_mprotect, (AT + PAGE, PAGE, RW), [], STAYS),
+    "dontneed": (mm_madvise, (AT, 8 * PAGE, DONTNEED), [(Event.CLEAR, *EIGHT, READS, 0)], GOES),
+    "free": (mm_madvise, (AT, 8 * PAGE, FREE), [(Event.CLEAR, *EIGHT, READS, 0)], STAYS),
+    "other advice": (mm_madvise, (AT, 8 * PAGE, 14), [], STAYS),
+    "mremap moves": (mm_mremap, (AT, 8 * PAGE, FAR, 8 * PAGE, 3), [(Event.UNMAP, *EIGHT, WRITES, 0)] * 2, GOES),
+    "mremap moves, keeps": (mm_mremap, (AT, 8 * PAGE, FAR, 8 * PAGE, 7), [(Event.UNMAP, *EIGHT, WRITES, 0)], GOES),
     "mremap shrinks": (
-        cpu.mm_mremap,
-        (AT, 8 * PAGE, AT, 4 * PAGE),
+        mm_mremap,
+        (AT, 8 * PAGE, AT, 4 * PAGE, 0),
         [(Event.UNMAP, AT + 4 * PAGE, AT + 8 * PAGE, READS, 0)],
         STAYS,
     ),
     "mremap shrinks and moves": (
-        cpu.mm_mremap,
-        (AT, 8 * PAGE, FAR, 4 * PAGE | 3),
+        mm_mremap,
+        (AT, 8 * PAGE, FAR, 4 * PAGE, 3),
         [
             (Event.UNMAP, AT + 4 * PAGE, AT + 8 * PAGE, WRITES, 0),
             (Event.UNMAP, AT, AT + 4 * PAGE, WRITES, 0),
@@ -160,14 +171,13 @@ ORDER = {
         ],
         GOES,
     ),
-    "fork": (cpu.mm_fork, (0x11,), [(Event.PROTECTION_PAGE, *EIGHT, WRITES, 0)], READ_ONLY),
-    "a thread": (cpu.mm_fork, (0x100,), [], STAYS),
-    "spurious fault": (cpu.mm_cpu_fault, (AT, CPU_WRITE), [], STAYS),
-    "reclaim": (cpu.mm_reclaim, (AT,), [(Event.CLEAR, *ONE, NONE, 0)], GOES),
-    "reclaim, nothing there": (cpu.mm_reclaim, (AT + PAGE,), [], STAYS),
-    "truncate": (cpu.mm_truncate, (AT, PAGE), [(Event.CLEAR, *ONE, NONE, 1)], GOES),
-    "oom": (cpu.mm_oom_reap, (), [(Event.UNMAP, *EIGHT, READS, 0)], GOES),
-    "exit": (cpu.mmput, (), [(Event.UNMAP, 0, ULONG_MAX, READS, 0)], GOES),
+    "fork": (mm_fork, (), [(Event.PROTECTION_PAGE, *EIGHT, WRITES, 0)], READ_ONLY),
+    "spurious fault": (mm_cpu_fault, (AT, CPU_WRITE), [], STAYS),
+    "reclaim": (mm_reclaim, (AT,), [(Event.CLEAR, *ONE, NONE, 0)], GOES),
+    "reclaim, nothing there": (mm_reclaim, (AT + PAGE,), [], STAYS),
+    "truncate": (mm_truncate, (AT, PAGE), [(Event.CLEAR, *ONE, NONE, 1)], GOES),
+    "oom": (mm_oom_reap, (), [(Event.UNMAP, *EIGHT, READS, 0)], GOES),
+    "exit": (mmput, (), [(Event.UNMAP, 0, ULONG_MAX, READS, 0)], GOES),
 }
 
 
@@ -195,12 +205,20 @@ def test_recorded_events_are_all_there_is_to_raise(what: str, monkeypatch: pytes
     assert machine.pte() == {STAYS: before, GOES: 0, READ_ONLY: before & ~WRITE}[fate]
 
 
+def test_a_hole_in_a_file_is_made_without_mmap_lock(machine: Machine) -> None:
+    mm_mmap(machine.mm, FAR, 4 * PAGE, RW, *SHARED)
+    mm_cpu_fault(machine.mm, FAR, CPU_WRITE)
+    assert machine.call(mm_madvise, FAR, 4 * PAGE, REMOVE) == 0
+    assert machine.events() == [(Event.CLEAR, FAR, FAR + 4 * PAGE, NONE, 1)]
+    assert machine.pte(FAR) == 0
+
+
 def test_brk_shrinks_under_the_read_lock(machine: Machine) -> None:
-    cpu.mm_brk(machine.mm, FAR)
-    cpu.mm_brk(machine.mm, FAR + 4 * PAGE)
-    cpu.mm_cpu_fault(machine.mm, FAR + 3 * PAGE, CPU_WRITE)
+    mm_brk(machine.mm, FAR)
+    mm_brk(machine.mm, FAR + 4 * PAGE)
+    mm_cpu_fault(machine.mm, FAR + 3 * PAGE, CPU_WRITE)
     machine.page = FAR + 3 * PAGE
-    machine.call(cpu.mm_brk, FAR + PAGE)
+    machine.call(mm_brk, FAR + PAGE)
     assert machine.events() == [(Event.UNMAP, FAR + PAGE, FAR + 4 * PAGE, READS, 0)]
     assert [bool(s.pte) for s in machine.seen] == [True, True, False]
     assert machine.mm.brk == FAR + PAGE
@@ -208,16 +226,16 @@ def test_brk_shrinks_under_the_read_lock(machine: Machine) -> None:
 
 def test_no_downgrade_below_a_stack(machine: Machine) -> None:
     """It could grow into what is being unmapped."""
-    cpu.mm_mmap(machine.mm, STACK, PAGE, RW, STACKS)
-    machine.call(cpu.mm_munmap, AT, 8 * PAGE)
+    mm_mmap(machine.mm, STACK, PAGE, RW, *STACKS)
+    machine.call(mm_munmap, AT, 8 * PAGE)
     assert machine.events() == [(Event.UNMAP, *EIGHT, WRITES, 0)]
 
 
 def test_fork_raises_one_event_for_each_private_mapping(machine: Machine) -> None:
-    for start, flags in ((FAR, 0x02), (FAR + 8 * PAGE, SHARED)):
-        cpu.mm_mmap(machine.mm, start, 4 * PAGE, RW, flags)
-        cpu.mm_cpu_fault(machine.mm, start, CPU_WRITE)
-    machine.call(cpu.mm_fork, 0x11)
+    for start, flags in ((FAR, PRIVATE_FILE), (FAR + 8 * PAGE, SHARED)):
+        mm_mmap(machine.mm, start, 4 * PAGE, RW, *flags)
+        mm_cpu_fault(machine.mm, start, CPU_WRITE)
+    machine.call(mm_fork)
     protection = Event.PROTECTION_PAGE
     assert machine.events() == [(protection, *EIGHT, WRITES, 0), (protection, FAR, FAR + 4 * PAGE, WRITES, 0)]
     assert [bool(machine.pte(at) & WRITE) for at in (AT, FAR, FAR + 8 * PAGE)] == [False, False, True]
@@ -229,7 +247,7 @@ def test_fork_raises_one_event_for_each_private_mapping(machine: Machine) -> Non
 def test_a_broken_copy_on_write_is_another_frame(machine: Machine) -> None:
     machine.break_cow()
     before = machine.pte()
-    machine.call(cpu.mm_cpu_fault, AT + 5, CPU_WRITE)
+    machine.call(mm_cpu_fault, AT + 5, CPU_WRITE)
     assert machine.events() == [(Event.CLEAR, *ONE, READS, 0)]
     assert [s.pte for s in machine.seen] == [before, before, machine.pte()]
     assert machine.pte() & (VALID | WRITE) == VALID | WRITE
@@ -237,10 +255,10 @@ def test_a_broken_copy_on_write_is_another_frame(machine: Machine) -> None:
 
 
 def test_a_shared_page_is_made_writable_as_it_is(machine: Machine) -> None:
-    cpu.mm_mmap(machine.mm, FAR, PAGE, RW, SHARED)
-    cpu.mm_cpu_fault(machine.mm, FAR, CPU_READ)
+    mm_mmap(machine.mm, FAR, PAGE, RW, *SHARED)
+    mm_cpu_fault(machine.mm, FAR, CPU_READ)
     before = machine.pte(FAR)
-    machine.call(cpu.mm_cpu_fault, FAR, CPU_WRITE)
+    machine.call(mm_cpu_fault, FAR, CPU_WRITE)
     assert machine.events() == []
     assert machine.pte(FAR) == before | WRITE
 
@@ -248,7 +266,7 @@ def test_a_shared_page_is_made_writable_as_it_is(machine: Machine) -> None:
 def test_whoever_took_the_page_away_before_the_copy_is_in_place_wins(machine: Machine) -> None:
     machine.break_cow()
     machine.then = lambda: pagetable.pt_set(machine.mm.pt, AT, 0)
-    machine.call(cpu.mm_cpu_fault, AT, CPU_WRITE)
+    machine.call(mm_cpu_fault, AT, CPU_WRITE)
     assert machine.pte() == 0
     assert [s.mark for s in machine.seen] == ["starting", "started", "over"]
 
@@ -259,36 +277,36 @@ def test_whoever_was_first_to_bring_the_page_in_wins(machine: Machine, monkeypat
         return 8 << 2
 
     monkeypatch.setattr(pagetable.new_frame, "fn", brought_meanwhile)
-    machine.call(cpu.mm_cpu_fault, AT + PAGE, CPU_WRITE)
+    machine.call(mm_cpu_fault, AT + PAGE, CPU_WRITE)
     assert machine.pte(AT + PAGE) == VALID | 9 << 2
 
 
 def test_reclaim_takes_the_page_it_came_for_and_no_other(machine: Machine) -> None:
     machine.then = lambda: pagetable.pt_set(machine.mm.pt, AT, VALID | 61 << 2)
-    machine.call(cpu.mm_reclaim, AT)
+    machine.call(mm_reclaim, AT)
     assert machine.pte() == VALID | 61 << 2
     machine.then = lambda: pagetable.pt_set(machine.mm.pt, AT, VALID | WRITE | 61 << 2)  # the same page
-    machine.call(cpu.mm_reclaim, AT)
+    machine.call(mm_reclaim, AT)
     assert machine.pte() == 0
 
 
 def test_an_access_to_nothing_changes_nothing(machine: Machine) -> None:
-    cpu.mm_mmap(machine.mm, FAR, PAGE, READ, ANON)
+    mm_mmap(machine.mm, FAR, PAGE, READ, *ANON)
     for address, code in ((AT + 8 * PAGE, CPU_WRITE), (FAR, CPU_WRITE), (5, CPU_READ), (STACK, CPU_READ)):
-        machine.call(cpu.mm_cpu_fault, address, code)
+        machine.call(mm_cpu_fault, address, code)
         assert machine.pte(address & -PAGE) == 0
     assert not machine.w[world.INDEX["vmas_inferred"]]
 
 
 def test_a_stack_grows_under_the_write_lock(machine: Machine) -> None:
-    cpu.mm_mmap(machine.mm, STACK, PAGE, RW, STACKS)
+    mm_mmap(machine.mm, STACK, PAGE, RW, *STACKS)
     locks = world.LOCK, world.LOCK + 1  # mmap_lock's acquisitions for reading and writing
     before = [int(machine.w[i]) for i in locks]
-    machine.call(cpu.mm_cpu_fault, STACK - 3 * PAGE, CPU_WRITE)
+    machine.call(mm_cpu_fault, STACK - 3 * PAGE, CPU_WRITE)
     assert [int(machine.w[i]) for i in locks] == [before[0] + 1, before[1] + 1]
-    machine.call(cpu.mm_cpu_fault, STACK - PAGE, CPU_WRITE)
+    machine.call(mm_cpu_fault, STACK - PAGE, CPU_WRITE)
     assert machine.pte(STACK - PAGE) & VALID
-    machine.call(cpu.mm_cpu_fault, STACK - (9 << 20), CPU_WRITE)  # further than RLIMIT_STACK
+    machine.call(mm_cpu_fault, STACK - (9 << 20), CPU_WRITE)  # further than RLIMIT_STACK
     assert not machine.pte(STACK - (9 << 20))
 
 
@@ -335,9 +353,9 @@ def test_hmm_looks_at_the_sequence_number_again_after_a_fault(
 
 def test_hmm_looks_at_the_mapping_first(machine: Machine) -> None:
     mm, sub = machine.mm, machine.device.notifier
+    mm_mprotect(mm, AT + 4 * PAGE, PAGE, READ)
+    mm_mprotect(mm, AT + 5 * PAGE, PAGE, 0)
     seq = mmu_interval_read_begin(sub)
-    cpu.mm_mprotect(mm, AT + 4 * PAGE, PAGE, READ)
-    cpu.mm_mprotect(mm, AT + 5 * PAGE, PAGE, 0)
     assert hmm_range_fault(mm, sub, seq, AT + 4 * PAGE, 1) == -EPERM
     assert hmm_range_fault(mm, sub, seq, AT + 4 * PAGE, 0) & (VALID | WRITE) == VALID
     assert hmm_range_fault(mm, sub, seq, AT + 5 * PAGE, 0) == -EFAULT
@@ -349,12 +367,12 @@ def test_hmm_looks_at_the_mapping_first(machine: Machine) -> None:
 
 def test_the_reaper_does_not_wait_for_a_busy_driver(machine: Machine) -> None:
     mm, w = machine.mm, machine.w
-    cpu.mm_mmap(mm, FAR, PAGE, RW, SHARED)
-    cpu.mm_cpu_fault(mm, FAR, CPU_WRITE)
+    mm_mmap(mm, FAR, PAGE, RW, *SHARED)
+    mm_cpu_fault(mm, FAR, CPU_WRITE)
     mutex = int(machine.device.mutex)
     w[mutex] = 7  # another thread's
     before = machine.pte()
-    assert machine.call(cpu.mm_oom_reap) == -EAGAIN
+    assert machine.call(mm_oom_reap) == -EAGAIN
     assert [s.mark for s in machine.seen] == ["starting", "over"]  # refused: no range_end, and nothing was cleared
     assert machine.pte() == before
     subs = mm.notifier_subscriptions
@@ -362,7 +380,7 @@ def test_the_reaper_does_not_wait_for_a_busy_driver(machine: Machine) -> None:
     assert not subs.invalidate_seq & 1
     w[mutex] = 0
     machine.seen.clear()
-    assert machine.call(cpu.mm_oom_reap) == 0
+    assert machine.call(mm_oom_reap) == 0
     assert machine.events() == [(Event.UNMAP, *EIGHT, READS, 0)]
     assert machine.pte() == 0
     assert machine.pte(FAR) & VALID  # a shared mapping's pages are not the process's to lose
@@ -370,9 +388,9 @@ def test_the_reaper_does_not_wait_for_a_busy_driver(machine: Machine) -> None:
 
 def test_the_reaper_goes_on_after_a_refusal_to_the_next_mapping(machine: Machine) -> None:
     """__oom_reap_task_mm() of 6.1 continues; what it returns makes it come again."""
-    cpu.mm_mmap(machine.mm, FAR, PAGE, RW, 0x02)
+    mm_mmap(machine.mm, FAR, PAGE, RW, *PRIVATE_FILE)
     machine.w[int(machine.device.mutex)] = 7
-    assert machine.call(cpu.mm_oom_reap) == -EAGAIN
+    assert machine.call(mm_oom_reap) == -EAGAIN
     assert [(s.mark, s.start) for s in machine.seen] == [
         ("starting", AT),
         ("over", AT),
@@ -384,30 +402,30 @@ def test_the_reaper_goes_on_after_a_refusal_to_the_next_mapping(machine: Machine
 def test_the_reaper_leaves_a_writer_and_an_emptied_process_alone(machine: Machine) -> None:
     lock = int(machine.mm.mmap_lock)
     machine.w[lock] = -7
-    assert int(cpu.mm_oom_reap(machine.mm)) == -EAGAIN
+    assert int(mm_oom_reap(machine.mm)) == -EAGAIN
     machine.w[lock] = 0
     machine.mm.oom_skip = 1
-    assert machine.call(cpu.mm_oom_reap) == 0
+    assert machine.call(mm_oom_reap) == 0
     assert machine.seen == []
 
 
 def test_the_last_user_takes_the_address_space_down(machine: Machine) -> None:
     mm = machine.mm
-    cpu.mmget(mm)
-    assert cpu.mmget_not_zero(mm)
+    mmget(mm)
+    assert mmget_not_zero(mm)
     for _ in range(2):
-        machine.call(cpu.mmput)
+        machine.call(mmput)
         assert not machine.seen
         assert machine.pte()
-    machine.call(cpu.mm_exit)
+    machine.call(mm_exit)
     assert machine.events() == [(Event.UNMAP, 0, ULONG_MAX, READS, 0)]
     assert mm.oom_skip
     assert not mm.vmas.__class__(machine.w[int(mm.vmas)])
     assert machine.w[int(mm.pt)] == 0
-    assert not cpu.mmget_not_zero(mm)
-    machine.call(cpu.mm_cpu_fault, AT, CPU_WRITE)
+    assert not mmget_not_zero(mm)
+    machine.call(mm_cpu_fault, AT, CPU_WRITE)
     assert machine.pte() == 0
-    for dead in (cpu.mmget, cpu.mmput):
+    for dead in (mmget, mmput):
         with pytest.raises(Stop):
             dead(mm)
         assert machine.w[world.STATUS] == REFCOUNT
@@ -425,13 +443,13 @@ def coherent(w: world.Words, mm: Mm, device: int) -> bool:
     """Nothing runs: what the device maps, the CPU maps to the same frame and allows at least as much."""
     current.w = w
     for page in range(AT, AT + 8 * PAGE, PAGE):
-        theirs, ours = int(full_va.design.walk(device, page)), int(pagetable.pt_get(mm.pt, page))
+        theirs, ours = int(full_va.design.walk(device, page)), int(pagetable.pt_get(mm.pt, page)) & DEVICE_BITS
         if theirs & VALID and (theirs & ~WRITE != ours & ~WRITE or theirs & ~ours & WRITE):
             return False
     return True
 
 
-THREADS = ["munmap", "mmap over it", "mprotect", "dontneed", "free", "remove", "mremap moves", "fork"]
+THREADS = ["munmap", "mmap over it", "mprotect", "dontneed", "free", "mremap moves", "fork"]
 THREADS += ["reclaim", "truncate", "oom", "exit"]
 
 
@@ -440,11 +458,11 @@ def test_a_device_fault_begun_at_any_step_of_an_operation_leaves_both_tables_in_
     operation, args, events, _ = ORDER[what]
     call = stepper().native.call
     w = world.new_world(1 << 22)
-    mm = Mm(call(cpu.mm_init, w, 1 << 47, RAISES_ALL))
+    mm = Mm(call(mm_init, w, 1 << 47, RAISES_ALL, LINUX_6_18))
     device = call(full_va.design.open, w, mm)
     call(attach, w, mm, device, int(full_va.design.driver()))
-    call(cpu.mm_mmap, w, mm, AT, 8 * PAGE, RW, ANON)
-    call(cpu.mm_cpu_fault, w, mm, AT, CPU_WRITE)
+    call(mm_mmap, w, mm, AT, 8 * PAGE, RW, *ANON)
+    call(mm_cpu_fault, w, mm, AT, CPU_WRITE)
     call(full_va.design.fault, w, device, AT, 1)
     count = world.INDEX["invalidations"]
     counted = int(w[count])

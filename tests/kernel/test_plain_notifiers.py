@@ -9,7 +9,8 @@ from faultpath.designs.full_va import Dmirror, dmirror_fops_open
 from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel.errno import EAGAIN
-from faultpath.kernel.mm import mm_init
+from faultpath.kernel.mm.fork import mm_init
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mmu_notifier import (
     Mm,
     Notifier,
@@ -104,7 +105,7 @@ def ask_without_blocking(mm: Mm) -> int:
 def test_when_one_refuses_those_that_have_begun_are_told_the_end() -> None:
     native = Native(Program([mm_init, ask_without_blocking], [plain_ops, refusing_ops]))
     w = world.new_world(1 << 21)
-    mm = native.call(mm_init, w, 1 << 47, 0)
+    mm = native.call(mm_init, w, 1 << 47, 0, LINUX_6_18)
     assert native.call(ask_without_blocking, w, mm) == -EAGAIN
     assert w[world.INDEX["callbacks"]] == 2
     assert w[world.INDEX["lookups"]] == 1  # one end

@@ -7,16 +7,16 @@ import functools
 from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.engine.world import Words
-from faultpath.kernel.address_space.fault import File, mm_cpu_fault
-from faultpath.kernel.address_space.files import mm_ftruncate, punch_hole
-from faultpath.kernel.address_space.fork import mm_child_ends, mm_fork
-from faultpath.kernel.address_space.madvise import mm_madvise
-from faultpath.kernel.address_space.mmap import do_mmap, mm_munmap
-from faultpath.kernel.address_space.mprotect import mm_mprotect
-from faultpath.kernel.address_space.mremap import do_mremap
-from faultpath.kernel.address_space.vma import MAP_ANONYMOUS, MAP_SHARED, AddressSpace, new_address_space
-from faultpath.kernel.memory import RAISES_CALLS
-from faultpath.kernel.mmu_notifier import Notifier, Range, mmu_notifier_register
+from faultpath.kernel.mm.fault import File, mm_cpu_fault
+from faultpath.kernel.mm.files import mm_ftruncate, punch_hole
+from faultpath.kernel.mm.fork import mm_child_ends, mm_fork, mm_init
+from faultpath.kernel.mm.madvise import mm_madvise
+from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
+from faultpath.kernel.mm.mprotect import mm_mprotect
+from faultpath.kernel.mm.mremap import mm_mremap
+from faultpath.kernel.mm.raising import RAISES_CALLS
+from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_SHARED
+from faultpath.kernel.mmu_notifier import Mm, Notifier, Range, mmu_notifier_register
 from faultpath.kernel.primitives.heap import on_stack
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_init
 from faultpath.protocol.language import Ops, Protocol, primitive, protocol
@@ -49,9 +49,9 @@ tap_ops = Ops("tap_ops", invalidate_range_start=told)
 
 
 @protocol
-def new_process(task_size: int, raises: int, version: int) -> AddressSpace:
+def new_process(task_size: int, raises: int, version: int) -> Mm:
     """An address space under the tap."""
-    mm = new_address_space(task_size, raises, version)
+    mm = mm_init(task_size, raises, version)
     tap = on_stack(Notifier)
     tap.ops = tap_ops
     mmu_notifier_register(tap, mm)
@@ -68,13 +68,13 @@ def new_file(pages: int) -> File:
 
 
 @protocol
-def munmap(mm: AddressSpace, start: int, size: int) -> int:
+def munmap(mm: Mm, start: int, size: int) -> int:
     mm_munmap(mm, start, size)
     return 0
 
 
 ROOTS = [
-    new_process, new_file, mm_cpu_fault, munmap, do_mmap, mm_mprotect, mm_madvise, do_mremap, mm_fork, mm_child_ends,
+    new_process, new_file, mm_cpu_fault, munmap, mm_mmap, mm_mprotect, mm_madvise, mm_mremap, mm_fork, mm_child_ends,
     punch_hole, mm_ftruncate,
 ]  # fmt: skip
 
@@ -128,7 +128,7 @@ class Model:
             which, offset = self.call(new_file, size >> PAGE_SHIFT, mm=False), 0
         else:
             which = 0
-        return self.call(do_mmap, BASE + at, size, prot, flags, which, offset >> PAGE_SHIFT)
+        return self.call(mm_mmap, BASE + at, size, prot, flags, which, offset >> PAGE_SHIFT)
 
     def munmap(self, at: int, size: int) -> int:
         return self.call(munmap, BASE + at, size)
@@ -140,7 +140,7 @@ class Model:
         return self.call(mm_madvise, BASE + at, size, advice)
 
     def mremap(self, at: int, size: int, new_size: int, flags: int, to: int) -> int:
-        return self.call(do_mremap, BASE + at, size, BASE + to, new_size, flags)
+        return self.call(mm_mremap, BASE + at, size, BASE + to, new_size, flags)
 
     def read(self, at: int) -> int:
         return self.call(mm_cpu_fault, BASE + at, 0)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from faultpath.kernel.address_space import fault, fork, mmap, mprotect, mremap, vma
-from faultpath.kernel.address_space.vma import LINUX_6_1, LINUX_6_12, LINUX_6_18
+from faultpath.kernel.mm import fault, fork, mmap, mprotect, mremap, vma
+from faultpath.kernel.mm.versions import LINUX_6_1, LINUX_6_12, LINUX_6_18
 from live import kernel, modelled
 from live.kernel import Answer, Call, Kernel
 from live.programs import PAGE, PMD, PUD, programs

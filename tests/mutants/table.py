@@ -7,7 +7,8 @@ what makes up for them is said.
 from __future__ import annotations
 
 from faultpath.designs import full_va, odp_implicit, odp_implicit_fixed
-from faultpath.kernel import hmm, memory, mm, mmu_notifier, srcu, workqueue
+from faultpath.kernel import hmm, mmu_notifier, srcu, workqueue
+from faultpath.kernel.mm import fault, fork, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
@@ -759,7 +760,7 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "zapped after range_end",
-        memory.zap_range,
+        raising.zap_range,
         (
             "    pt_clear(mm.pt, start, end)\n    raise_end(range)\n",
             "    raise_end(range)\n    pt_clear(mm.pt, start, end)\n",
@@ -770,7 +771,7 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "zapped before range_start",
-        memory.zap_range,
+        raising.zap_range,
         ("    range = raise", "    pt_clear(mm.pt, start, end)\n    range = raise"),
         ("    pt_clear(mm.pt, start, end)\n    raise_end", "    raise_end"),
         at="fault-vs-dontneed",
@@ -779,7 +780,7 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "zapped without an event (khugepaged, CVE-2022-48991)",
-        memory.zap_range,
+        raising.zap_range,
         ("raise_start(mm, start, end, event, RAISES_CALLS)", "Range(0)"),
         at="fault-vs-truncate",
         breaks="coherence",
@@ -787,18 +788,18 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "an event over the last page only (ARM's range TLBI, mended in 6.14)",
-        memory.zap_range,
-        ("raise_start(mm, start, end,", "raise_start(mm, end - PAGE_SIZE, end,"),
+        raising.zap_range,
+        ("raise_start(mm, start, end,", "raise_start(mm, end - 4096, end,"),
         at="fault-vs-munmap",
         breaks="coherence",
     ),
     bug(
         FULL_VA,
         "a fault writes a PTE that somebody else wrote meanwhile (pte_same)",
-        memory.handle_mm_fault,
+        fault.handle_mm_fault,
         (
-            "        pt_cmpxchg(mm.pt, page, pte, entry)\n",
-            "        pt_cmpxchg(mm.pt, page, pt_get(mm.pt, page), entry)\n",
+            "pt_cmpxchg(mm.pt, page, pte, new_anon_page",
+            "pt_cmpxchg(mm.pt, page, pt_get(mm.pt, page), new_anon_page",
         ),
         at="first-touch",
         breaks="coherence",
@@ -806,7 +807,7 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "copy-on-write broken without an event",
-        memory.wp_page_copy,
+        fault.wp_page_copy,
         ("raise_start(mm, page, page + PAGE_SIZE, CLEAR, since)", "Range(0)"),
         at="fault-vs-cow",
         breaks="coherence",
@@ -814,10 +815,10 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "the copy mapped after range_end",
-        memory.wp_page_copy,
+        fault.wp_page_copy,
         (
-            "    pt_cmpxchg(mm.pt, page, pte, frame | VALID | WRITE)\n    raise_end(range)\n",
-            "    raise_end(range)\n    pt_cmpxchg(mm.pt, page, pte, frame | VALID | WRITE)\n",
+            "    pt_cmpxchg(mm.pt, page, pte, entry | WRITE)\n    raise_end(range)\n",
+            "    raise_end(range)\n    pt_cmpxchg(mm.pt, page, pte, entry | WRITE)\n",
         ),
         at="fault-vs-cow",
         breaks="coherence",
@@ -833,19 +834,19 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "VMAs changed after the downgrade",
-        mm.do_mas_align_munmap,
-        ("    cut_vmas(mm, start, end)\n", ""),
-        ("    zap_range", "    cut_vmas(mm, start, end)\n    zap_range"),
+        mmap.do_vmi_align_munmap,
+        ("    drop_vmas(mm, start, end)\n", ""),
+        ("    zap_range", "    drop_vmas(mm, start, end)\n    zap_range"),
         at="fault-vs-munmap",
         breaks="lifetime",
     ),
     bug(
         FULL_VA,
         "the write lock given up that had been downgraded",
-        mm.mm_munmap,
+        mmap.mm_munmap,
         (
-            "    mmap_unlock(mm, do_mas_munmap(mm, start, start + size, 1))\n",
-            "    do_mas_munmap(mm, start, start + size, 1)\n    up_write(mm.mmap_lock)\n",
+            "    mmap_unlock(mm, do_vmi_munmap(mm, start, start + size, 1))\n",
+            "    do_vmi_munmap(mm, start, start + size, 1)\n    up_write(mm.mmap_lock)\n",
         ),
         at="fault-vs-munmap",
         breaks="locks",
@@ -853,15 +854,15 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "mprotect changes PTEs before range_start",
-        mm.mm_mprotect,
-        ("    if mm.raises and", "    pt_write_protect(mm.pt, start, start + size)\n    if mm.raises and"),
+        mprotect.change_protection,
+        ("            range = raise", "            pt_write_protect(mm.pt, first, upto)\n            range = raise"),
         at="fault-vs-mprotect",
         breaks="coherence",
     ),
     bug(
         FULL_VA,
         "fork write-protects without an event",
-        mm.mm_fork,
+        fork.mm_fork,
         ("raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)", "Range(0)"),
         at="fault-vs-fork",
         breaks="coherence",
@@ -869,18 +870,18 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "mremap moves PTEs without an event",
-        mm.mm_mremap,
-        ("raise_start(mm, old, old + old_size, UNMAP, RAISES_CALLS)", "Range(0)"),
+        mremap.move_vma,
+        ("raise_start(mm, old - more, old + old_size, UNMAP, RAISES_CALLS)", "Range(0)"),
         at="fault-vs-mremap",
         breaks="coherence",
     ),
     bug(
         FULL_VA,
         "reclaim unmaps after range_end",
-        mm.mm_reclaim,
+        reclaim.mm_reclaim,
         (
-            "    pt_unmap_frame(mm.pt, page, pte >> FRAME_SHIFT)\n    raise_end(range)\n",
-            "    raise_end(range)\n    pt_unmap_frame(mm.pt, page, pte >> FRAME_SHIFT)\n",
+            "    pt_unmap_frame(mm.pt, page, (pte & DEVICE_BITS) >> FRAME_SHIFT)\n    raise_end(range)\n",
+            "    raise_end(range)\n    pt_unmap_frame(mm.pt, page, (pte & DEVICE_BITS) >> FRAME_SHIFT)\n",
         ),
         at="fault-vs-reclaim",
         breaks="coherence",
@@ -888,7 +889,7 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "the reaper zaps what it was refused",
-        mm.mm_oom_reap,
+        reclaim.mm_oom_reap,
         (
             "                ret = -EAGAIN\n",
             "                ret = -EAGAIN\n                pt_clear(mm.pt, vma.start, vma.last + 1)\n",
@@ -899,7 +900,7 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "the reaper ends what it was refused",
-        mm.mm_oom_reap,
+        reclaim.mm_oom_reap,
         (
             "                ret = -EAGAIN\n",
             "                ret = -EAGAIN\n                mmu_notifier_invalidate_range_end(range)\n",
@@ -910,7 +911,7 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "mmget_not_zero() raises a count of zero",
-        mm.mmget_not_zero,
+        fork.mmget_not_zero,
         ("    return refcount_inc_not_zero(mm.mm_users)\n", "    refcount_inc(mm.mm_users)\n    return 1\n"),
         at="exit-vs-fault",
         breaks="lifetime",
@@ -954,9 +955,9 @@ HARMLESS = [
     bug(
         FULL_VA,
         "mprotect changes PTEs after range_end",
-        mm.mm_mprotect,
-        ("    raise_end(range)\n", ""),
-        ("    if not prot", "    raise_end(range)\n    if not prot"),
+        mprotect.change_protection,
+        ("            raise_end(range)\n", ""),
+        ("            if not vma.prot", "            raise_end(range)\n            if not vma.prot"),
         at="fault-vs-mprotect",
         breaks="holds",
     ),
@@ -964,7 +965,7 @@ HARMLESS = [
     bug(
         FULL_VA,
         "munmap without its downgrade",
-        mm.mm_munmap,
+        mmap.mm_munmap,
         ("start + size, 1)", "start + size, 0)"),
         at="fault-vs-munmap",
         breaks="holds",
@@ -973,7 +974,7 @@ HARMLESS = [
     bug(
         FULL_VA,
         "no RELEASE at exit",
-        mm.exit_mmap,
+        mmap.exit_mmap,
         ("    mmu_notifier_release(mm, range)\n", ""),
         at="exit-vs-fault",
         breaks="holds",
@@ -982,7 +983,7 @@ HARMLESS = [
     bug(
         FULL_VA,
         "no UNMAP at exit",
-        mm.exit_mmap,
+        mmap.exit_mmap,
         ("    mmu_notifier_invalidate_range_start(range)\n", ""),
         ("    mmu_notifier_invalidate_range_end(range)\n", ""),
         at="exit-vs-fault",
@@ -992,10 +993,10 @@ HARMLESS = [
     bug(
         FULL_VA,
         "a copy written over another",
-        memory.wp_page_copy,
+        fault.wp_page_copy,
         (
-            "pt_cmpxchg(mm.pt, page, pte, frame | VALID | WRITE)",
-            "pt_cmpxchg(mm.pt, page, pt_get(mm.pt, page), frame | VALID | WRITE)",
+            "pt_cmpxchg(mm.pt, page, pte, entry | WRITE)",
+            "pt_cmpxchg(mm.pt, page, pt_get(mm.pt, page), entry | WRITE)",
         ),
         at="device-cow",
         breaks="holds",

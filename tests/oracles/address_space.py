@@ -1,4 +1,8 @@
-"""The CPU side of a process as a list of VMAs and a dict of pages: what each row of a trace does to it."""
+"""The CPU side of a process as a list of VMAs, a dict of pages and two sets of tables: what each row of a trace does.
+
+Told from Linux 6.18's mm/ as the kernel-side protocols are, but by plain Python on plain objects. VMAs are linked and
+unlinked in the kernel's order, for what find_vma() reads depends on it.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,20 @@ from faultpath.trace.ops import Event
 from oracles.rbtree import Node, Tree
 
 PAGE = 4096
-PMD = 2 << 20
+MIB2 = 2 << 20
+GIB = 1 << 30
+TIB_HALF = 512 << 30
 MAX = (1 << 62) - 1  # "to the end of everything", with room to add to it
 
 READ, WRITE = 1, 2
-PRIVATE, ANONYMOUS, GROWSDOWN = 2, 0x20, 0x100
-KIND = 1 | PRIVATE | ANONYMOUS | GROWSDOWN
-INFERRED = "inferred"  # flags of a mapping known from its faults alone
+SHARED, PRIVATE, ANONYMOUS, GROWSDOWN, NORESERVE = 1, 2, 0x20, 0x100, 0x4000
+KIND = SHARED | PRIVATE | ANONYMOUS | GROWSDOWN | NORESERVE
 
-DONTUNMAP = 4
-ZAPPING_ADVICE = {4, 9, 21, 24}  # DONTNEED, REMOVE, PAGEOUT, DONTNEED_LOCKED
-ADVICE_FREE = 8
+FIXED, DONTUNMAP = 2, 4
+DONTNEED, FREE, REMOVE, DONTFORK, DOFORK, WIPEONFORK, KEEPONFORK, DONTNEED_LOCKED = 4, 8, 9, 10, 11, 18, 19, 24
 STACK_LIMIT = 8 << 20
 MMAP_MIN_ADDR = 16 * PAGE
+PRESENT = 1  # bit of a fault's error code
 
 EFAULT, EPERM = 14, 1
 
@@ -30,42 +35,63 @@ Raise = Callable[[int, int, Event], None]
 
 @dataclass(eq=False)
 class Vma:
+    """``flags``: MAP_* in KIND; the rest in words: inferred, charged (VM_ACCOUNT), unforked, wiped."""
+
     start: int
     end: int
     prot: int
-    flags: int | str
+    flags: int
+    file: int = 0  # 0: none
+    offset: int = 0  # of its start in the file; without a file the address
+    anon: int = 0  # its anon_vma, 0: none yet
+    words: frozenset[str] = frozenset()
     node: Node = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.node = Node(self.start, self.end - 1, self)
-
     @property
-    def anonymous(self) -> bool:
-        return self.flags == INFERRED or bool(int(self.flags) & ANONYMOUS)
+    def kind(self) -> tuple[object, ...]:
+        return self.prot, self.flags, self.words, self.file
 
-    @property
-    def private(self) -> bool:
-        return self.flags == INFERRED or bool(int(self.flags) & PRIVATE)
+    def goes_on_in(self, other: Vma) -> bool:
+        """Whether the other one begins where this one ends, in the file, too."""
+        return self.end == other.start and self.offset + self.end - self.start == other.offset
+
+
+def friends(*vmas: Vma) -> bool:
+    """Whether there is at most one anon_vma among them."""
+    return len({v.anon for v in vmas} - {0}) < 2
+
+
+@dataclass
+class Page:
+    """What the CPU's page table maps."""
+
+    writable: bool
+    anonymous: bool = False
+    own: bool = False  # no fork has shared it, or nobody has it any more
+    born_after: int = 0  # forks
 
 
 class AddressSpace:
-    """``raise_event`` is called for the invalidations that the calls raise, in order.
+    """``raise_event`` is called for the invalidations that the calls raise, in order."""
 
-    :param as_kernel: raise what Linux 6.1 raises also where faultpath.kernel.mm simplifies (huge pages aside)
-    """
-
-    def __init__(self, raise_event: Raise, as_kernel: bool = False) -> None:
+    def __init__(self, raise_event: Raise) -> None:
         self.raise_event = raise_event
-        self.as_kernel = as_kernel
         self.vmas: list[Vma] = []  # disjoint, ascending
         self.tree = Tree()  # the same VMAs: only to tell how many nodes find_vma reads
-        self.pages: dict[int, bool] = {}  # page address -> the CPU may write without a fault
+        self.pages: dict[int, Page] = {}
+        self.leaves: set[int] = set()  # 2 MiB with a PTE table
+        self.tables: set[int] = set()  # GiB with a PMD table
         self.brk = 0
         self.inferred = 0
+        self.files = 0
+        self.anons = 0
+        self.forks = 0
+        self.children: set[int] = set()
 
     # --- VMAs
 
     def link(self, vma: Vma) -> None:
+        vma.node = Node(vma.start, vma.end - 1, vma)
         self.vmas.append(vma)
         self.vmas.sort(key=lambda v: v.start)
         self.tree.insert(vma.node)
@@ -74,169 +100,382 @@ class AddressSpace:
         self.vmas.remove(vma)
         self.tree.remove(vma.node)
 
+    def resize(self, vma: Vma, start: int, end: int) -> None:
+        self.unlink(vma)
+        vma.offset += start - vma.start
+        vma.start, vma.end = start, end
+        self.link(vma)
+
+    def part(self, vma: Vma, start: int, end: int) -> None:
+        """A new VMA of what the old one maps at [start, end)."""
+        offset = vma.offset + start - vma.start
+        self.link(Vma(start, end, vma.prot, vma.flags, vma.file, offset, vma.anon, vma.words))
+
     def overlapping(self, start: int, end: int) -> list[Vma]:
         return [v for v in self.vmas if v.start < end and start < v.end]
 
     def at(self, address: int) -> Vma | None:
         return next(iter(self.overlapping(address, address + 1)), None)
 
+    def before(self, vma: Vma) -> Vma | None:
+        return next((v for v in self.vmas if v.end == vma.start), None)
+
+    def after(self, vma: Vma) -> Vma | None:
+        return next((v for v in self.vmas if v.start == vma.end), None)
+
+    def forget(self, start: int, end: int) -> None:
+        """Nothing is known to be mapped at [start, end) afterwards; what sticks out on either side stays."""
+        for vma in self.overlapping(start, end):
+            if vma.start < start:
+                if vma.end > end:
+                    self.part(vma, end, vma.end)
+                self.resize(vma, vma.start, start)
+            elif vma.end > end:
+                self.resize(vma, end, vma.end)
+            else:
+                self.unlink(vma)
+
+    def boundary(self, vma: Vma, address: int) -> None:
+        """A VMA will end or begin inside another one: whoever maps a huge page across it is told."""
+        block = address // MIB2 * MIB2
+        inside = vma.start <= block and block + MIB2 <= vma.end
+        if address != block and inside and address // GIB in self.tables:
+            self.raise_event(block, block + MIB2, Event.CLEAR)
+
+    def split(self, vma: Vma, address: int) -> None:
+        self.boundary(vma, address)
+        self.part(vma, address, vma.end)
+        self.resize(vma, vma.start, address)
+
+    def take_in(self, vma: Vma, other: Vma) -> None:
+        vma.anon = vma.anon or other.anon
+        start, end = min(vma.start, other.start), max(vma.end, other.end)
+        self.unlink(other)
+        self.resize(vma, start, end)
+
+    def merge(self, vma: Vma) -> Vma:
+        """With what lies on either side, if it is alike; returns what is there then."""
+        left, right = self.before(vma), self.after(vma)
+        if left and not (left.goes_on_in(vma) and left.kind == vma.kind and friends(left, vma)):
+            left = None
+        if right and not (vma.goes_on_in(right) and right.kind == vma.kind and friends(vma, right)):
+            right = None
+        if left and right and not friends(left, right):
+            right = None
+        for taker in filter(None, (right, left)):
+            self.take_in(taker, vma)
+            vma = taker
+        return vma
+
+    def add(
+        self, start: int, end: int, prot: int, flags: int, file: int, offset: int, anon: int, words: frozenset[str]
+    ) -> Vma:
+        vma = Vma(start, end, prot, flags, file, offset, anon, words)
+        self.link(vma)
+        return self.merge(vma)
+
+    def new_mapping(self, start: int, end: int, prot: int, flags: int, file: int) -> None:
+        charged = prot & WRITE and not flags & (SHARED | NORESERVE)
+        words = frozenset({"charged"} if charged else ())
+        self.add(start, end, prot, flags & KIND, file, 0 if file else start, 0, words)
+
+    def file_for(self, flags: int) -> int:
+        """Each mapping of a file is taken to be of another one."""
+        if flags & ANONYMOUS and not flags & SHARED:
+            return 0
+        self.files += 1
+        return self.files
+
+    def change(self, vma: Vma, start: int, end: int, prot: int, words: frozenset[str]) -> Vma:
+        """A part of a VMA gets another protection or other words: it goes to a neighbour, or is split off."""
+        new = Vma(start, end, prot, vma.flags, vma.file, vma.offset + start - vma.start, vma.anon, words)
+        left, right = self.before(vma), self.after(vma)
+        if (start, end) == (vma.start, vma.end):
+            vma.prot, vma.words = prot, words
+            return self.merge(vma)
+        if start == vma.start and left and left.goes_on_in(new) and left.kind == new.kind and friends(left, new):
+            self.boundary(vma, end)
+            self.resize(vma, end, vma.end)
+            left.anon = left.anon or new.anon
+            self.resize(left, left.start, end)
+            return left
+        if end == vma.end and right and new.goes_on_in(right) and right.kind == new.kind and friends(new, right):
+            self.boundary(vma, start)
+            self.resize(vma, vma.start, start)
+            right.anon = right.anon or new.anon
+            self.resize(right, start, right.end)
+            return right
+        if start > vma.start:
+            self.split(vma, start)
+            vma = self.containing(start)
+        if end < vma.end:
+            self.split(vma, end)
+        vma.prot, vma.words = prot, words
+        return vma
+
+    def containing(self, address: int) -> Vma:
+        found = self.at(address)
+        assert found
+        return found
+
+    def needs_anon(self, vma: Vma) -> None:
+        """Before the first anonymous page: a neighbour's anon_vma, else a new one."""
+        if vma.anon:
+            return
+        right, left = self.after(vma), self.before(vma)
+        for one, other, neighbour in ((vma, right, right), (left, vma, left)):
+            if one and other and one.goes_on_in(other) and one.kind[1:] == other.kind[1:] and neighbour.anon:
+                vma.anon = neighbour.anon
+                return
+        self.anons += 1
+        vma.anon = self.anons
+
+    # --- the page table
+
     def pages_in(self, start: int, end: int) -> list[int]:
         return sorted(p for p in self.pages if start <= p < end)
 
-    def cut(self, start: int, end: int) -> None:
-        """Nothing is mapped at [start, end) afterwards; what sticks out on either side stays."""
-        for vma in self.overlapping(start, end):
-            self.unlink(vma)
-            if vma.start < start:
-                self.link(Vma(vma.start, start, vma.prot, vma.flags))
-            if vma.end > end:
-                self.link(Vma(end, vma.end, vma.prot, vma.flags))
+    def put(self, address: int, page: Page) -> None:
+        self.pages[address] = page
+        self.leaves.add(address // MIB2)
+        self.tables.add(address // GIB)
 
-    def add(self, start: int, end: int, prot: int, flags: int | str) -> None:
-        """Map what is free; equal anonymous neighbours become one with it."""
-        new = Vma(start, end, prot, flags)
-        if new.anonymous:
-            for other in [v for v in self.vmas if v.end == start or v.start == end]:
-                if (other.prot, other.flags) == (prot, flags):
-                    self.unlink(other)
-                    start, end = min(start, other.start), max(end, other.end)
-        self.link(Vma(start, end, prot, flags))
-
-    def forget_pages(self, start: int, end: int) -> None:
+    def zap(self, start: int, end: int, event: Event) -> None:
+        self.raise_event(start, end, event)
         for page in self.pages_in(start, end):
             del self.pages[page]
 
-    def write_protect(self, start: int, end: int) -> None:
-        for page in self.pages_in(start, end):
-            self.pages[page] = False
+    def free_tables(self, start: int, end: int) -> None:
+        """Tables of [start, end) that no VMA is near any more."""
+        floor = max((v.end for v in self.vmas if v.start < start), default=0)
+        ceiling = min((v.start for v in self.vmas if v.start >= end), default=MAX)
+
+        def unused(size: int, number: int) -> bool:
+            first, last = number * size, (number + 1) * size
+            return first < end and start < last and floor <= first and last <= ceiling
+
+        self.tables = {t for t in self.tables if not unused(GIB, t)}
+        self.leaves = {leaf for leaf in self.leaves if not unused(MIB2, leaf) and leaf * MIB2 // GIB in self.tables}
 
     # --- rows
 
     def vma(self, start: int, size: int, prot: int, flags: int) -> None:
-        self.cut(start, start + size)
-        self.add(start, start + size, prot, flags & KIND)
+        self.forget(start, start + size)
+        self.new_mapping(start, start + size, prot, flags, self.file_for(flags))
 
-    def unmap(self, start: int, end: int) -> None:
-        """do_munmap(): one UNMAP over the whole request if it meets any VMA."""
-        if self.overlapping(start, end):
-            self.raise_event(start, end, Event.UNMAP)
-        self.forget_pages(start, end)
-        self.cut(start, end)
+    def unmap(self, start: int, end: int, heap: bool = False) -> None:
+        """One UNMAP over the whole request if it meets any VMA; the heap is one, known or not."""
+        if not heap and not self.overlapping(start, end):
+            return
+        for cut in (start, end):
+            vma = self.at(cut)
+            if vma and vma.start < cut:
+                self.split(vma, cut)
+        for vma in self.overlapping(start, end):
+            self.unlink(vma)
+        self.zap(start, end, Event.UNMAP)
+        self.free_tables(start, end)
 
     def mmap(self, start: int, size: int, prot: int, flags: int) -> None:
         self.unmap(start, start + size)
-        self.add(start, start + size, prot, flags & KIND)
+        self.new_mapping(start, start + size, prot, flags, self.file_for(flags))
 
     def munmap(self, start: int, size: int) -> None:
         self.unmap(start, start + size)
 
     def mprotect(self, start: int, size: int, prot: int) -> None:
         end = start + size
-        changed = []
+        upto = start
+        while upto < end:  # what succeeded tells that all of it was mapped, and what was inferred is known then
+            vma = self.at(upto)
+            if vma is None:
+                first = min([end, *(v.start for v in self.vmas if v.start > upto)])
+                self.vma(upto, first - upto, prot, PRIVATE | ANONYMOUS)
+                upto = first
+            else:
+                part = min(vma.end, end)
+                if "inferred" in vma.words:
+                    self.vma(upto, part - upto, vma.prot, PRIVATE | ANONYMOUS)
+                upto = part
+        prot &= 7
+        upto = start
+        while upto < end:
+            vma = self.containing(upto)
+            part = min(vma.end, end)
+            if vma.prot != prot:
+                self.protect(vma, upto, part, prot)
+            upto = part
+
+    def protect(self, vma: Vma, start: int, end: int, prot: int) -> None:
+        words = vma.words
+        if prot & WRITE:
+            if not vma.flags & (SHARED | NORESERVE) and not vma.prot & WRITE:
+                words = words | {"charged"}
+        elif not vma.file and not vma.anon:
+            words = words - {"charged"}
+        vma = self.change(vma, start, end, prot, words)
+        first = start
+        while first < end:
+            upto = min(end, (first // TIB_HALF + 1) * TIB_HALF)
+            tables = [t * GIB for t in sorted(self.tables) if first < (t + 1) * GIB and t * GIB < upto]
+            if tables:
+                self.raise_event(max(first, tables[0]), upto, Event.PROTECTION_VMA)
+            first = upto
+        for address in self.pages_in(start, end):
+            page = self.pages[address]
+            if not prot & WRITE:
+                page.writable = False
+            elif vma.flags & SHARED or page.own:
+                page.writable = True
+
+    def madvise(self, start: int, size: int, advice: int) -> int:
+        """How many holes were punched into files, for each of which mmap_lock is let go."""
+        end = start + size
+        punched = 0
         for vma in self.overlapping(start, end):
             first, upto = max(start, vma.start), min(end, vma.end)
-            kind = PRIVATE | ANONYMOUS if vma.flags == INFERRED else vma.flags  # known from now on
-            if vma.prot != prot:
-                changed.append((first, upto))
-            if (vma.prot, vma.flags) != (prot, kind):
-                self.cut(first, upto)
-                self.add(first, upto, prot, kind)
-        for first, upto in changed if self.as_kernel else [(start, end)]:
-            populated = self.pages_in(first, upto)
-            if populated and self.as_kernel:  # change_pmd_range(): from the first populated PMD on
-                first = max(first, populated[0] // PMD * PMD)
-            if populated:
-                self.raise_event(first, upto, Event.PROTECTION_VMA)
-        if not prot & WRITE:
-            self.write_protect(start, end)
-
-    def madvise(self, start: int, size: int, advice: int) -> None:
-        end = start + size
-        if advice in ZAPPING_ADVICE or advice == ADVICE_FREE:
-            parts = [(start, end)]
-            if self.as_kernel:  # madvise_walk_vmas()
-                parts = [(max(start, v.start), min(end, v.end)) for v in self.overlapping(start, end)]
-            for first, upto in parts:
+            words = vma.words
+            if advice in (DONTNEED, DONTNEED_LOCKED):
+                self.zap(first, upto, Event.CLEAR)
+            elif advice == FREE:
+                if vma.file:
+                    break
                 self.raise_event(first, upto, Event.CLEAR)
-        if advice in ZAPPING_ADVICE:
-            self.forget_pages(start, end)
+            elif advice == REMOVE:
+                if not vma.file or not vma.flags & SHARED:
+                    break
+                self.zap(first, upto, Event.CLEAR)
+                punched += 1
+            elif advice == DONTFORK:
+                words = words | {"unforked"}
+            elif advice == DOFORK:
+                words = words - {"unforked"}
+            elif advice == WIPEONFORK:
+                if vma.file:
+                    break
+                words = words | {"wiped"}
+            elif advice == KEEPONFORK:
+                words = words - {"wiped"}
+            if words != vma.words:
+                self.change(self.containing(first), first, upto, vma.prot, words)
+        return punched
 
     def mremap(self, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
         source = self.at(old)
-        prot, kind = (source.prot, source.flags) if source else (READ | WRITE, PRIVATE | ANONYMOUS)
+        if source is None or source.end < old + old_size:
+            self.vma(old, max(old_size, PAGE), READ | WRITE, PRIVATE | ANONYMOUS)
+        if new == old and new_size > old_size:
+            self.forget(old + old_size, old + new_size)
         if new != old:
             self.unmap(new, new + new_size)
         if new_size < old_size:
-            self.raise_event(old + new_size, old + old_size, Event.UNMAP)
-            self.forget_pages(old + new_size, old + old_size)
-            self.cut(old + new_size, old + old_size)
+            self.unmap(old + new_size, old + old_size)
             old_size = new_size
+        source = self.containing(old)
         if new == old:
             if new_size > old_size:
-                self.grow(old + old_size, old + new_size, prot, kind)
+                self.resize(source, source.start, old + new_size)
+                right = self.after(source)
+                if right and source.goes_on_in(right) and source.kind == right.kind and friends(source, right):
+                    self.take_in(source, right)
             return
-        if old_size:  # 0 duplicates a shared mapping
-            self.raise_event(old, old + old_size, Event.UNMAP)  # move_page_tables()
-        for page in self.pages_in(old, old + old_size):
-            self.pages[page - old + new] = self.pages.pop(page)
-        if old_size and not flags & DONTUNMAP:
-            self.raise_event(old, old + old_size, Event.UNMAP)  # do_munmap()
-            self.cut(old, old + old_size)
-        self.add(new, new + new_size, prot, kind)
+        offset = source.offset + old - source.start
+        if not source.file and not source.anon:
+            offset = new
+        self.add(new, new + new_size, source.prot, source.flags, source.file, offset, source.anon, source.words)
+        if not old_size:  # that duplicates a shared mapping
+            return
+        source = self.containing(old)
+        self.raise_event(old - self.realigned(source, old, new, old_size), old + old_size, Event.UNMAP)
+        for leaf in sorted(leaf for leaf in self.leaves if old < (leaf + 1) * MIB2 and leaf * MIB2 < old + old_size):
+            first, upto = max(old, leaf * MIB2), min(old + old_size, (leaf + 1) * MIB2)
+            for address in range(first - old + new, upto - old + new, PAGE):
+                self.leaves.add(address // MIB2)
+                self.tables.add(address // GIB)
+        for address in self.pages_in(old, old + old_size):
+            self.put(address - old + new, self.pages.pop(address))
+        if not flags & DONTUNMAP:
+            self.unmap(old, old + old_size)
+        elif (source.start, source.end) == (old, old + old_size):
+            source.anon = 0
 
-    def grow(self, start: int, end: int, prot: int, flags: int | str) -> None:
-        """The mapping that ends at ``start`` stays one; if it is anonymous it may merge, with the next one, too."""
-        new = Vma(start, end, prot, flags)
-        growing = self.at(start - 1)
-        if new.anonymous or growing is None or growing.end != start:
-            self.add(start, end, prot, flags)
-        else:
-            self.unlink(growing)
-            self.link(Vma(growing.start, end, growing.prot, growing.flags))
+    def realigned(self, vma: Vma, old: int, new: int, size: int) -> int:
+        """How much further down whole page tables can be moved from."""
+        inside = old % MIB2
+        if not inside or inside != new % MIB2 or size < MIB2 - inside or vma.start != old:
+            return 0
+        return 0 if self.overlapping(old - inside, old) or self.overlapping(new - inside, new) else inside
 
     def set_brk(self, brk: int) -> None:
-        old, new = (-(-b // PAGE) * PAGE for b in (self.brk, brk))
-        if self.brk and new > old:
-            self.add(old, new, READ | WRITE, PRIVATE | ANONYMOUS)
-        elif self.brk and new < old:
-            self.raise_event(new, old, Event.UNMAP)
-            self.forget_pages(new, old)
-            self.cut(new, old)
+        known = self.brk or brk
+        old, new = (-(-b // PAGE) * PAGE for b in (known, brk))
+        if brk > known:
+            self.forget(old, new)
+        if new > old:
+            self.new_mapping(old, new, READ | WRITE, PRIVATE | ANONYMOUS, 0)
+        elif new < old:
+            self.unmap(new, old, heap=True)
         self.brk = brk
 
-    def fork(self) -> None:
-        """Every private VMA that can be written and has pages is made copy-on-write."""
+    def fork(self) -> int:
+        """Every private VMA that has an anon_vma is copied, unless it is kept from the child; the child's number."""
+        if not self.children:
+            self.forks = 0
         for vma in list(self.vmas):
-            if vma.private and vma.prot & WRITE and self.pages_in(vma.start, vma.end):
+            if vma.anon and not vma.flags & SHARED and not vma.words & {"unforked", "wiped"}:
                 self.raise_event(vma.start, vma.end, Event.PROTECTION_PAGE)
-                self.write_protect(vma.start, vma.end)
+                for address in self.pages_in(vma.start, vma.end):
+                    page = self.pages[address]
+                    page.writable = page.own = False
+                    page.born_after = page.born_after if self.children else 0
+        self.forks = min(self.forks + 1, 14)
+        self.children.add(self.forks)
+        return self.forks
 
-    def fault(self, address: int, write: bool) -> None:
+    def child_ends(self, child: int) -> None:
+        if child < 14:  # of later ones only is known that there were some
+            self.children.discard(child)
+
+    def fault(self, address: int, write: bool, present: bool) -> None:
         """The CPU touches a page. A page of no known mapping must have had one: it is inferred."""
         page = address // PAGE * PAGE
         assert page >= MMAP_MIN_ADDR
         vma = self.at(page)
         if vma is None:
             above = next((v for v in self.vmas if v.start > page), None)
-            if above and above.flags != INFERRED and int(above.flags) & GROWSDOWN and above.end - page <= STACK_LIMIT:
-                self.unlink(above)
-                self.link(Vma(page, above.end, above.prot, above.flags))
+            if above and above.flags & GROWSDOWN and above.end - page <= STACK_LIMIT:
+                self.resize(above, page, above.end)
+                vma = above
             else:
                 self.inferred += 1
-                self.add(page, page + PAGE, READ, INFERRED)
-            vma = self.at(page)
-        assert vma is not None
-        if write and vma.flags == INFERRED and not vma.prot & WRITE:
-            self.cut(page, page + PAGE)
-            self.add(page, page + PAGE, READ | WRITE, INFERRED)
-            vma = self.at(page)
-            assert vma is not None
-        if write and vma.prot & WRITE:
-            if self.pages.get(page) is False:
-                self.raise_event(page, page + PAGE, Event.CLEAR)  # copy-on-write is broken
-            self.pages[page] = True
-        elif not write and vma.prot & READ:
-            self.pages.setdefault(page, False)
+                vma = self.add(page, page + PAGE, READ, PRIVATE | ANONYMOUS, 0, page, 0, frozenset({"inferred"}))
+        if write and "inferred" in vma.words and not vma.prot & WRITE:
+            self.forget(page, page + PAGE)
+            vma = self.add(page, page + PAGE, READ | WRITE, PRIVATE | ANONYMOUS, 0, page, 0, frozenset({"inferred"}))
+        if vma.prot & WRITE if write else vma.prot:
+            if write and present and page not in self.pages:
+                self.put(page, Page(False))
+            self.bring_in(vma, page, write, told=True)
+
+    def bring_in(self, vma: Vma, address: int, write: bool, told: bool) -> None:
+        """The page is there afterwards, and writable if it is written to. ``told``: copies raise their event."""
+        page = self.pages.get(address)
+        shared = bool(vma.flags & SHARED)
+        if page is None:
+            if write and not shared:
+                self.needs_anon(vma)
+                self.put(address, Page(True, anonymous=True, own=True, born_after=self.forks))
+            else:
+                self.put(address, Page(bool(vma.file and shared and vma.prot & WRITE)))
+        elif write and not page.writable:
+            lonely = page.anonymous and (page.own or not any(c > page.born_after for c in self.children))
+            if shared or lonely:
+                page.writable, page.own = True, page.anonymous
+                return
+            self.needs_anon(vma)
+            if told:
+                self.raise_event(address, address + PAGE, Event.CLEAR)
+            self.put(address, Page(True, anonymous=True, own=True, born_after=self.forks))
 
     # --- for drivers
 
@@ -247,14 +486,14 @@ class AddressSpace:
         assert found is next((v for v in self.vmas if v.end > address), None)
         return found
 
-    def fault_for_device(self, page: int, write: bool) -> int:
+    def fault_for_device(self, address: int, write: bool) -> int:
         """hmm_range_fault(): 1 if the CPU may write the page, 0 if it may read, or -errno."""
-        vma = self.find_vma(page)
-        if vma is None or page < vma.start or not vma.prot & READ:
+        vma = self.find_vma(address)
+        if vma is None or address < vma.start or not vma.prot & READ:
             return -EFAULT
-        present = page in self.pages
-        if not present or (write and not self.pages[page]):
+        page = self.pages.get(address)
+        if page is None or (write and not page.writable):
             if write and not vma.prot & WRITE:
                 return -EPERM
-            self.pages[page] = write
-        return int(self.pages[page])
+            self.bring_in(vma, address, write, told=False)
+        return int(self.pages[address].writable)

@@ -10,7 +10,9 @@ from oracles.address_space import MAX, MMAP_MIN_ADDR, PAGE, AddressSpace
 from oracles.rbtree import Node, Tree
 
 Row = tuple[int, int, int, int, int]
-REACCESS = 100  # a row that replays insert: the device goes over its pages of a range again
+# Rows that replays insert: the device goes over its pages of a range again; a child by number is gone.
+REACCESS = 100
+CHILD_ENDS = 101
 
 
 class Counts:
@@ -130,13 +132,11 @@ class Machine:
         raises: bool,
         touched: bool = True,
         resident: bool = False,
-        as_kernel: bool = False,
     ) -> None:
         self.design = design
         self.raises = raises
         self.touched = touched
         self.resident = resident
-        self.as_kernel = as_kernel
         self.counts = Counts()
         self.exit = Counter({"exit_callbacks": 0, "exit_ptes_zapped": 0})
         self.events: list[tuple[int, int, Event]] = []
@@ -145,7 +145,7 @@ class Machine:
         self.new_process()
 
     def new_process(self) -> None:
-        self.space = AddressSpace(self.raised, self.as_kernel)
+        self.space = AddressSpace(self.raised)
         self.used: dict[int, bool] = {}  # page -> whether the device writes it
 
     def open(self) -> None:
@@ -186,7 +186,7 @@ class Machine:
         if op == Op.FAULT:
             if addr >= MMAP_MIN_ADDR:  # nothing is mapped below: the access is refused, of both
                 self.mmap_lock("read")
-                space.fault(addr, bool(arg & 2))
+                space.fault(addr, bool(arg & 2), bool(arg & 1))
             page = addr // PAGE * PAGE
             if self.driver and self.touched:
                 self.access(page, bool(arg & 2))
@@ -203,15 +203,16 @@ class Machine:
         elif op == Op.INVALIDATE:
             self.invalidate(addr, addr + size, Event(arg))
         elif op == Op.MADVISE:
-            self.mmap_lock("read")
-            if arg == 9:  # MADV_REMOVE lets go of it while the file is punched, under i_mmap_rwsem, and takes it again
+            self.mmap_lock("write" if 10 <= arg <= 19 else "read")
+            for _ in range(space.madvise(addr, size, arg)):  # holes in files: meanwhile i_mmap_rwsem is held instead
                 self.mmap_lock("read")
                 self.counts.locks["rwsem"] += 1
-            space.madvise(addr, size, arg)
         elif op == Op.FORK:
             if not aux & 0x100:  # CLONE_VM: the child shares the mm
                 self.mmap_lock("write")
                 space.fork()
+        elif op == CHILD_ENDS:
+            space.child_ends(arg)
         elif op in (Op.EXEC, Op.EXIT):
             return self.exits(execs=op == Op.EXEC)
         elif op in (Op.VMA, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MREMAP, Op.BRK):

@@ -581,7 +581,7 @@ class Rules:
                 phase, cpu = self.invalidations(page), self.cpu(page)
                 if phase == STARTED:
                     raise Violation(arena.PTE_DURING_INVALIDATION, page)
-                same = entry & ~WRITABLE == cpu & ~WRITABLE
+                same = (entry ^ cpu) & 255 & ~WRITABLE == 0  # what the CPU keeps above is its own
                 if phase == 0 and not (same and (cpu & WRITABLE or not entry & WRITABLE)):
                     raise Violation(arena.STALE_PTE, page)
                 if not locked and not self.covered(page):

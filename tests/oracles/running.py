@@ -12,6 +12,7 @@ from faultpath.engine import replay, world
 from faultpath.engine.feed import Rows
 from faultpath.engine.native import Native
 from faultpath.engine.replay import Replay
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.protocol.language import Protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import current
@@ -74,6 +75,7 @@ class Run(Replay):
         self.task_size = TASK_SIZE
         self.raises = raises
         self.accesses = accesses
+        self.version = LINUX_6_18
         self.opened = False
         self.exit_counters = {"exit_callbacks": 0, "exit_ptes_zapped": 0}
         self._new_mm()

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from faultpath.trace.ops import Event, Op
 from oracles.address_space import DONTUNMAP, PAGE
-from oracles.core import REACCESS, Machine, Row
+from oracles.core import CHILD_ENDS, REACCESS, Machine, Row
 
 GIB = 1 << 30
 # A border of 1 GiB, one of 2 MiB, one of neither. The first GiB has index 0 and thus no xarray node.
 ANCHORS = (GIB, GIB + (2 << 20), GIB + (5 << 20) + 7 * PAGE)
 PROTS = (3, 3, 3, 3, 1, 0, 5, 2)
-KINDS = (0x22, 0x22, 0x22, 0x02, 0x01, 0x122, 0x32)
+KINDS = (0x22, 0x22, 0x22, 0x02, 0x01, 0x21, 0x122, 0x32, 0x4022)
 
 
 class Rows:
@@ -44,7 +44,7 @@ class Rows:
         choice = self.random.choice
         address, size = self.address(), self.size()
         op = choice([Op.MMAP, Op.MMAP, Op.VMA, Op.MUNMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE, Op.MREMAP, Op.MREMAP,
-                     Op.BRK, Op.FORK, Op.MBIND])  # fmt: skip
+                     Op.BRK, Op.FORK, Op.MBIND, CHILD_ENDS])  # fmt: skip
         if op in (Op.MMAP, Op.VMA):
             return op, address, size, choice(PROTS), choice(KINDS)
         if op == Op.MUNMAP:
@@ -52,7 +52,7 @@ class Rows:
         if op == Op.MPROTECT:
             return op, address, self.small(), choice(PROTS), 0
         if op == Op.MADVISE:
-            return op, address, self.small(), choice([4, 4, 8, 9, 21, 24, 3]), 0
+            return op, address, self.small(), choice([4, 4, 8, 9, 10, 11, 18, 19, 24, 3]), 0
         if op == Op.MREMAP:
             flags = choice([0, 0, 1, 3, DONTUNMAP])
             old_size = choice([0, *[self.small() for _ in range(9)]])  # 0 duplicates a shared mapping
@@ -61,13 +61,15 @@ class Rows:
             return op, address + self.random.randint(0, PAGE - 1), 0, 0, 0
         if op == Op.FORK:
             return op, 0, 0, 77, choice([0x11, 0x11, 0x100])
+        if op == CHILD_ENDS:
+            return op, 0, 0, self.random.randint(1, 4), 0
         return op, address, size, 0, 0
 
     def burst(self) -> list[Row]:
         """Faults or device accesses on some pages in a row."""
         start, write = self.address(), self.random.random() < 0.6
         op = self.random.choice([Op.FAULT, Op.FAULT, Op.FAULT, Op.ACCESS])
-        arg = (4 | 2 * write) if op == Op.FAULT else int(write)
+        arg = (4 | 2 * write | (self.random.random() < 0.2)) if op == Op.FAULT else int(write)
         pages = [p for p in range(self.random.randint(1, 12)) if self.random.random() < 0.8]
         return [(op, start + p * PAGE + self.random.randint(0, PAGE - 1), 0, arg, 0) for p in pages]
 

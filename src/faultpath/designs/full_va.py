@@ -14,7 +14,7 @@ from faultpath.design import CLOSE_DURING_FAULT, Design
 from faultpath.kernel.errno import EBUSY, EFAULT
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm import mmget_not_zero, mmput
+from faultpath.kernel.mm.fork import mmget_not_zero, mmput
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
     IntervalNotifier,

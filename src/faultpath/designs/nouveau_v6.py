@@ -26,7 +26,8 @@ from faultpath.kernel import mmu_notifier_v6
 from faultpath.kernel.errno import EBUSY, EFAULT, ENOENT, ENOMEM
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm import mmget_not_zero, mmput
+from faultpath.kernel.mm.fork import mmget_not_zero, mmput
+from faultpath.kernel.mm.vma import find_vma
 from faultpath.kernel.mmu_notifier import (
     MMU_NOTIFY_UNMAP,
     ULONG_MAX,
@@ -49,7 +50,6 @@ from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, kfree, kmal
 from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_free, pt_get, pt_init, pt_set
 from faultpath.kernel.primitives.time import timed_out
-from faultpath.kernel.vma import find_vma
 from faultpath.protocol.language import NULL, Ops, count, protocol
 from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, Struct
 

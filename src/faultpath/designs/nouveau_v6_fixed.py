@@ -23,6 +23,7 @@ from faultpath.designs.nouveau_v6 import (
 from faultpath.kernel import mmu_notifier_v6
 from faultpath.kernel.errno import EAGAIN, EBUSY, ENOENT, ENOMEM
 from faultpath.kernel.hmm import hmm_range_fault
+from faultpath.kernel.mm.vma import find_vma
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
     IntervalNotifier,
@@ -53,7 +54,6 @@ from faultpath.kernel.primitives.locks import (
 )
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_set
 from faultpath.kernel.primitives.time import timed_out
-from faultpath.kernel.vma import find_vma
 from faultpath.protocol.language import NULL, count, protocol, wait_until
 from faultpath.protocol.struct import RefCount
 

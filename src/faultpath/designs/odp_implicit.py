@@ -26,7 +26,7 @@ from faultpath.engine.world import INDEX, SCRATCH
 from faultpath.kernel.errno import EBUSY, EFAULT, EINVAL, ENOMEM
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm import mmget_not_zero, mmput, mmput_async
+from faultpath.kernel.mm.fork import mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
     IntervalNotifier,
     Mm,

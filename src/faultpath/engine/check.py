@@ -38,7 +38,9 @@ from faultpath.errors import FaultpathError
 from faultpath.kernel import debug
 from faultpath.kernel.invariants import check_final, check_state
 from faultpath.kernel.mirror import attach
-from faultpath.kernel.mm import mm_init
+from faultpath.kernel.mm.fork import mm_init
+from faultpath.kernel.mm.raising import RAISES_ALL
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mmu_notifier import Mm, Subscriptions
 from faultpath.kernel.threads import worker
 from faultpath.protocol.language import Protocol
@@ -178,7 +180,7 @@ class Check:
         w[world.BRK] = arena.OBJECTS
         w[world.CAPACITY] = arena.SHADOW
         w[arena.LOG_TOP] = arena.LOG
-        self.mm = self._call(mm_init, TASK_SIZE, 2)
+        self.mm = self._call(mm_init, TASK_SIZE, RAISES_ALL, LINUX_6_18)
         self.devices = []
         for _ in range(scenario.devices):
             device = self._call(design.open, self.mm, *values)

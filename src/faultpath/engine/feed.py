@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from faultpath.engine.rows import REACCESS
+from faultpath.engine.rows import CHILD_ENDS, REACCESS
 from faultpath.errors import FaultpathError
+from faultpath.kernel.mm.fault import MAX_FORKS
+from faultpath.kernel.mm.recorded import CLONE_VM
 from faultpath.trace.ops import Event, Op
 from faultpath.trace.schema import Columns, Trace
 
@@ -214,14 +216,43 @@ def inherited(trace: Trace, found: Survey, pid: int) -> Iterator[Rows]:
         yield from births
 
 
-def batches(trace: Trace, pid: int, *, resident: bool) -> Iterator[Rows]:
-    """A process's own rows, in the order in which they took effect, piece by piece.
+class Children:
+    """Who still shares pages with a process: its forked children, numbered as ``mm_fork()`` does, and theirs."""
 
-    :param resident: insert REACCESS rows (``--accesses resident``)
-    """
-    tapped = trace.meta.invalidations_from == "tap"
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.forks = 0
+        self.number_of: dict[int, int] = {}
+
+    def own_rows(self, columns: Columns) -> Columns:
+        """The process's rows; where the last of a child's kin exits or executes something, that row is CHILD_ENDS."""
+        pids, ops = columns["pid"], columns["op"]
+        mine = pids == self.pid
+        kin = np.flatnonzero(np.isin(ops, (Op.FORK, Op.EXEC, Op.EXIT)))
+        if not kin.size:
+            return {name: column[mine] for name, column in columns.items()}
+        columns = {name: column.copy() for name, column in columns.items()}
+        for i in kin:
+            pid = int(pids[i])
+            if ops[i] != Op.FORK:
+                number = self.number_of.pop(pid, 0)
+                if number and number not in self.number_of.values():
+                    columns["op"][i], columns["arg"][i] = CHILD_ENDS, number
+                    mine[i] = True
+            elif not int(columns["aux"][i]) & CLONE_VM:
+                child = int(columns["arg"][i])
+                if pid == self.pid:
+                    self.forks = min(self.forks + 1, MAX_FORKS) if self.number_of else 1
+                    self.number_of[child] = self.forks
+                elif pid in self.number_of:
+                    self.number_of[child] = self.number_of[pid]
+        return {name: column[mine] for name, column in columns.items()}
+
+
+def ordered(trace: Trace, pid: int) -> Iterator[tuple[Rows, Column]]:
+    """A process's own rows in the order in which they took effect, piece by piece, and the thread of each."""
     held: Columns | None = None
-    pieces = trace.batches(pid)
+    pieces = filter(lambda piece: len(piece["op"]), map(Children(pid).own_rows, trace.batches()))
     while True:
         piece = next(pieces, None)
         if piece is None and held is None:
@@ -236,4 +267,14 @@ def batches(trace: Trace, pid: int, *, resident: bool) -> Iterator[Rows]:
         rows = _as_rows(ready)
         sequence = order(rows.ops, ready["tid"], rows.addrs, rows.sizes, rows.auxs)
         rows = Rows(*(c[sequence] for c in (rows.ops, rows.addrs, rows.sizes, rows.args, rows.auxs)))
-        yield _with_reaccess(rows, ready["tid"][sequence], tapped) if resident else rows
+        yield rows, ready["tid"][sequence]
+
+
+def batches(trace: Trace, pid: int, *, resident: bool) -> Iterator[Rows]:
+    """What a replay runs of a process, piece by piece.
+
+    :param resident: insert REACCESS rows (``--accesses resident``)
+    """
+    tapped = trace.meta.invalidations_from == "tap"
+    for rows, tids in ordered(trace, pid):
+        yield _with_reaccess(rows, tids, tapped) if resident else rows

@@ -235,7 +235,9 @@ def entry(value: int) -> str:
     """A page-table entry: ``V W frame 3``."""
     if not value & pagetable.VALID:
         return "none"
-    return f"V{' W' if value & pagetable.WRITE else ''} frame {value >> pagetable.FRAME_SHIFT}"
+    return (
+        f"V{' W' if value & pagetable.WRITE else ''} frame {(value & pagetable.DEVICE_BITS) >> pagetable.FRAME_SHIFT}"
+    )
 
 
 def event(value: int) -> str:

@@ -16,7 +16,8 @@ from faultpath.engine.native import Native
 from faultpath.engine.rows import ACCESSES_RESIDENT, ACCESSES_TOUCHED, ROW_WORDS, replay_rows
 from faultpath.engine.status import explain
 from faultpath.kernel.mirror import attach, device_access, process_exit
-from faultpath.kernel.mm import mm_init
+from faultpath.kernel.mm.fork import mm_init
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.protocol.language import Protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import ROLES
@@ -44,10 +45,18 @@ class Replay:
     :param task_size: addresses are below it
     :param raises: the modelled calls raise their own invalidations (the trace holds none)
     :param accesses: ACCESSES_* bits; 0 when the trace has device accesses of its own
+    :param version: LINUX_*: whose CPU side it is
     """
 
     def __init__(
-        self, design: Design, values: list[int], *, task_size: int, raises: bool, accesses: int = ACCESSES_TOUCHED
+        self,
+        design: Design,
+        values: list[int],
+        *,
+        task_size: int,
+        raises: bool,
+        accesses: int = ACCESSES_TOUCHED,
+        version: int = LINUX_6_18,
     ) -> None:
         self.design = design
         self.w = world.new_world()
@@ -56,6 +65,7 @@ class Replay:
         self.task_size = task_size
         self.raises = raises
         self.accesses = accesses
+        self.version = version
         self.opened = False
         self.exit_counters = dict.fromkeys(EXIT_COUNTERS, 0)
         self._new_mm()
@@ -67,7 +77,7 @@ class Replay:
             raise explain(self.w, f"replay of {self.design.name}") from None
 
     def _new_mm(self) -> None:
-        self.w[world.MM] = self._call(mm_init, self.task_size, int(self.raises))
+        self.w[world.MM] = self._call(mm_init, self.task_size, int(self.raises), self.version)
         self.w[world.DEVICE] = 0
 
     def open(self) -> None:

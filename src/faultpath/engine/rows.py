@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from faultpath.kernel import mm as cpu
 from faultpath.kernel.mirror import Device, device_access, device_reaccess, device_use, run_work
+from faultpath.kernel.mm.fork import mm_child_ends
+from faultpath.kernel.mm.madvise import mm_madvise
+from faultpath.kernel.mm.mmap import mm_munmap
+from faultpath.kernel.mm.recorded import (
+    recorded_brk,
+    recorded_fault,
+    recorded_fork,
+    recorded_invalidation,
+    recorded_mmap,
+    recorded_mprotect,
+    recorded_mremap,
+    recorded_vma,
+)
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.lists import work_pending
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE
@@ -11,7 +23,9 @@ from faultpath.protocol.language import protocol
 from faultpath.protocol.struct import Struct
 from faultpath.trace.ops import PF_WRITE, Op
 
-REACCESS = 100  # not in a trace: the device goes over [addr, addr + size) again (--accesses resident)
+# Not in a trace, made by engine.feed:
+REACCESS = 100  # the device goes over [addr, addr + size) again (--accesses resident)
+CHILD_ENDS = 101  # a forked child, by the number that mm_fork() gave it in ``arg``, has exited or executed something
 ROW_WORDS = 6
 
 ACCESSES_TOUCHED = 1  # the device accesses each page right after the process faulted it in
@@ -31,7 +45,7 @@ class Row(Struct):
 @protocol
 def replay_fault(mm: Mm, device: Device, row: Row, accesses: int) -> None:
     """The process faults a page in; with ACCESSES_TOUCHED the device accesses it next, in the same way."""
-    cpu.mm_cpu_fault(mm, row.addr, row.arg)
+    recorded_fault(mm, row.addr, row.arg)
     if device and accesses & ACCESSES_TOUCHED:
         page = row.addr & -PAGE_SIZE
         write = row.arg & PF_WRITE
@@ -45,21 +59,23 @@ def replay_call(mm: Mm, row: Row) -> None:
     """A memory call of the process, at its successful exit."""
     op = row.op
     if op == Op.MMAP:
-        cpu.mm_mmap(mm, row.addr, row.size, row.arg, row.aux)
+        recorded_mmap(mm, row.addr, row.size, row.arg, row.aux)
     elif op == Op.MUNMAP:
-        cpu.mm_munmap(mm, row.addr, row.size)
+        mm_munmap(mm, row.addr, row.size)
     elif op == Op.MPROTECT:
-        cpu.mm_mprotect(mm, row.addr, row.size, row.arg)
+        recorded_mprotect(mm, row.addr, row.size, row.arg)
     elif op == Op.MADVISE:
-        cpu.mm_madvise(mm, row.addr, row.size, row.arg)
+        mm_madvise(mm, row.addr, row.size, row.arg)
     elif op == Op.MREMAP:
-        cpu.mm_mremap(mm, row.addr, row.size, row.arg, row.aux)
+        recorded_mremap(mm, row.addr, row.size, row.arg, row.aux)
     elif op == Op.BRK:
-        cpu.mm_brk(mm, row.addr)
+        recorded_brk(mm, row.addr)
     elif op == Op.FORK:
-        cpu.mm_fork(mm, row.aux)
+        recorded_fork(mm, row.aux)
+    elif op == CHILD_ENDS:
+        mm_child_ends(mm, row.arg)
     elif op == Op.VMA:
-        cpu.mm_vma(mm, row.addr, row.size, row.arg, row.aux)
+        recorded_vma(mm, row.addr, row.size, row.arg, row.aux)
 
 
 @protocol
@@ -73,7 +89,7 @@ def replay_rows(mm: Mm, device: Device, row: Row, end: int, accesses: int) -> Ro
         if op == Op.FAULT:
             replay_fault(mm, device, row, accesses)
         elif op == Op.INVALIDATE:
-            cpu.mm_invalidate(mm, row.addr, row.addr + row.size, row.arg)
+            recorded_invalidation(mm, row.addr, row.addr + row.size, row.arg)
         elif op == Op.ACCESS or op == REACCESS:
             if device and op == Op.ACCESS:
                 device_access(device, row.addr & -PAGE_SIZE, row.arg)

@@ -65,7 +65,7 @@ from faultpath.kernel import workqueue
 from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import count, debug, ghost, heap, pagetable, time
 from faultpath.kernel.primitives.heap import GFP_ATOMIC
-from faultpath.kernel.primitives.pagetable import FRAME_SHIFT, VALID
+from faultpath.kernel.primitives.pagetable import DEVICE_BITS, FRAME_SHIFT, FULL, VALID
 from faultpath.protocol.language import helper, primitive, protocol
 from faultpath.protocol.struct import ROLES
 
@@ -492,7 +492,7 @@ def in_hand(w: Words, frame: int) -> int:
     for number in range(w[THREADS]):
         end = w[RECORD + number + 1] if number + 1 < w[THREADS] else w[LIMIT]
         for word in range(w[RECORD + number] + HEADER, end):
-            if w[word] >> FRAME_SHIFT == frame:
+            if w[word] <= FULL and (w[word] & DEVICE_BITS) >> FRAME_SHIFT == frame:
                 return 1
     return 0
 

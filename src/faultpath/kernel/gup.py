@@ -5,8 +5,8 @@ from __future__ import annotations
 from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EBUSY, EFAULT
 from faultpath.kernel.hmm import hmm_walk
+from faultpath.kernel.mm.vma import VMA_STEPS
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.vma import VMA_STEPS
 from faultpath.protocol.language import protocol
 
 

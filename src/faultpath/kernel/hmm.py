@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EBUSY, EFAULT, EPERM
-from faultpath.kernel.memory import RAISES_ALL, handle_mm_fault
+from faultpath.kernel.mm.fault import handle_mm_fault
+from faultpath.kernel.mm.raising import RAISES_ALL
+from faultpath.kernel.mm.vma import PROT_READ, PROT_WRITE, VMA_STEPS, Vma
 from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNotifier, Mm
 from faultpath.kernel.primitives.itree import itree_first
-from faultpath.kernel.primitives.pagetable import VALID, WRITE, pt_get
-from faultpath.kernel.vma import PROT_READ, PROT_WRITE, VMA_STEPS, Vma
+from faultpath.kernel.primitives.pagetable import DEVICE_BITS, VALID, WRITE, pt_get
 from faultpath.protocol.language import protocol
 
 
@@ -24,10 +25,11 @@ def hmm_walk(mm: Mm, addr: int, write: int, steps: int) -> int:
         return -EFAULT
     pte = pt_get(mm.pt, addr)
     if pte & VALID and (pte & WRITE or not write):
-        return pte
+        return pte & DEVICE_BITS
     if write and not vma.prot & PROT_WRITE:
         return -EPERM
-    handle_mm_fault(mm, vma, addr, write, RAISES_ALL)
+    if handle_mm_fault(mm, vma, addr, write, RAISES_ALL):
+        return -EFAULT
     return -EBUSY
 
 

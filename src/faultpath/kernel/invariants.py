@@ -40,7 +40,7 @@ from faultpath.kernel.primitives.ghost import STARTED
 from faultpath.kernel.primitives.itree import itree_first, itree_next
 from faultpath.kernel.primitives.lists import hlist_first, hlist_next
 from faultpath.kernel.primitives.locks import refcount_read
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, VALID, WRITE, pt_get
+from faultpath.kernel.primitives.pagetable import DEVICE_BITS, PAGE_SIZE, VALID, WRITE, pt_get
 from faultpath.protocol.language import container_of, has_op, hook, primitive, protocol
 from faultpath.protocol.struct import SpinLock
 
@@ -141,7 +141,7 @@ def check_pages(mm: Mm, device: Device) -> int:
             phase = phase_at(page)
             if phase == STARTED:
                 return PTE_DURING_INVALIDATION
-            pte = pt_get(mm.pt, page)
+            pte = pt_get(mm.pt, page) & DEVICE_BITS
             if not phase and ((entry ^ pte) & ~WRITE or entry & WRITE & ~pte):
                 return STALE_PTE
             subs = mm.notifier_subscriptions

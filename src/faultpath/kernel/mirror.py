@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.mm import mm_exit
+from faultpath.kernel.mm.fork import mm_exit
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, VALID, WRITE, pt_free, pt_get, pt_init, pt_next, pt_set
 from faultpath.kernel.workqueue import process_one_work

@@ -89,7 +89,13 @@ class Mm(Struct):
     brk: int
     async_put_work: Work
     oom_skip: int  # MMF_OOM_SKIP
-    raises: int  # who raises invalidations: RAISES_* in kernel/memory.py
+    raises: int  # who raises invalidations: RAISES_* in mm/raising.py
+    version: int  # whose CPU side it is, where that matters: LINUX_* in mm/versions.py
+    anon_vmas: int  # how many there have been
+    files: int  # how many that are only told from others
+    mappings: int  # how often a VMA has been linked into a file's i_mmap
+    forks: int  # while some child of an earlier fork lived
+    children: int  # those that live, one bit each
     srcu: Srcu  # mm/mmu_notifier.c's own
 
 

@@ -1,13 +1,13 @@
-"""What runs at the same time: the threads that scenarios are made of. The CPU side's own are in kernel/mm.py."""
+"""What runs at the same time: the threads that scenarios are made of. The CPU side's own are in kernel/mm."""
 
 from __future__ import annotations
 
 from faultpath.kernel.mirror import Device, device_close, device_fault
-from faultpath.kernel.mm import mm_mmap, mm_munmap
+from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
+from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.ghost import device_stops
 from faultpath.kernel.primitives.lists import work_pending
-from faultpath.kernel.vma import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from faultpath.kernel.workqueue import process_one_work
 from faultpath.protocol.language import protocol, wait_until
 
@@ -29,7 +29,7 @@ def closing(device: Device) -> int:
 def mapping_again(mm: Mm, start: int, size: int) -> None:
     """munmap(), mmap() of private memory at the same place, munmap()."""
     mm_munmap(mm, start, size)
-    mm_mmap(mm, start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+    mm_mmap(mm, start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, 0, 0)
     mm_munmap(mm, start, size)
 
 

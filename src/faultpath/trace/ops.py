@@ -62,4 +62,6 @@ class Event(IntEnum):
     EXCLUSIVE = 7
 
 
-PF_WRITE = 2  # bit of an x86 page fault's error code
+# Bits of an x86 page fault's error code: the page was present, the access was a write.
+PF_PROT = 1
+PF_WRITE = 2

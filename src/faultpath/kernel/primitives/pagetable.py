@@ -1,7 +1,7 @@
 """Page tables, for the CPU and for devices: a radix tree whose leaves hold 16 bits per page.
 
 An entry is VALID | WRITE | frame << 2: the frame is a number in 1..63 that changes whenever a page is replaced, so that
-a stale device PTE can be told. The upper byte of a CPU's entry says what kind of page it maps (fault.py); a
+a stale device PTE can be told. The upper byte of a CPU's entry says what kind of page it maps (mm/fault.py); a
 device's has none. Absent subtrees cost nothing to walk over. A directory keeps no count of what is below it.
 
 Root words: 0 node, 1 levels above the leaf, 2 first address, 3 end address. Leaves pack four entries per word.
@@ -21,6 +21,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT
 VALID = 1
 WRITE = 2
 FRAME_SHIFT = 2
+DEVICE_BITS = 255  # of an entry: what a device's has as well
 FULL = 65535
 PER_WORD = 2  # log2 of the entries in a word, and of the bits of one
 ENTRY = 4
@@ -192,7 +193,7 @@ def pt_cmpxchg(w: Words, pt: PageTable, addr: int, old: int, new: int) -> int:
 def pt_unmap_frame(w: Words, pt: PageTable, addr: int, frame: int) -> int:
     """Clear the entry for an address if it still maps ``frame`` (page_vma_mapped_walk); what was there, or 0."""
     found = get(w, pt, addr)
-    if found & VALID == 0 or found >> FRAME_SHIFT != frame:
+    if found & VALID == 0 or (found & DEVICE_BITS) >> FRAME_SHIFT != frame:
         return 0
     put(w, pt, addr, 0)
     return found

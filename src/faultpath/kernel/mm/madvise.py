@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.address_space.fault import File
-from faultpath.kernel.address_space.files import punch_hole
-from faultpath.kernel.address_space.vma import (
+from faultpath.kernel.errno import EACCES, EINVAL, ENOMEM
+from faultpath.kernel.mm.fault import File
+from faultpath.kernel.mm.files import mm_truncate, punch_hole
+from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
+from faultpath.kernel.mm.versions import LINUX_6_12
+from faultpath.kernel.mm.vma import (
     DONTCOPY,
-    LINUX_6_12,
     MAP_SHARED,
     PROT_WRITE,
+    UNKNOWN,
     WIPEONFORK,
-    AddressSpace,
     Vma,
     next_vma,
     vma_modify,
 )
-from faultpath.kernel.errno import EACCES, EINVAL, ENOMEM
-from faultpath.kernel.memory import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
+from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT
 from faultpath.protocol.language import protocol
@@ -28,13 +29,14 @@ MADV_DONTFORK = 10
 MADV_DOFORK = 11
 MADV_WIPEONFORK = 18
 MADV_KEEPONFORK = 19
+MADV_DONTNEED_LOCKED = 24
 
 
 @protocol
-def madvise_vma(mm: AddressSpace, vma: Vma, start: int, end: int, advice: int) -> int:
+def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
     """madvise_vma_behavior(), Linux 6.18: what one advice does to a part of one VMA."""
     flags = vma.flags
-    if advice == MADV_DONTNEED:
+    if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED:
         zap_range(mm, start, end, CLEAR)
         return 0
     if advice == MADV_FREE:
@@ -58,7 +60,7 @@ def madvise_vma(mm: AddressSpace, vma: Vma, start: int, end: int, advice: int) -
 
 
 @protocol
-def madvise_remove(mm: AddressSpace, vma: Vma, start: int, end: int) -> int:
+def madvise_remove(mm: Mm, vma: Vma, start: int, end: int) -> int:
     """madvise_remove(), Linux 6.18: a hole in a shared file; mmap_lock is let go meanwhile."""
     if not vma.file:
         return -EINVAL
@@ -67,13 +69,16 @@ def madvise_remove(mm: AddressSpace, vma: Vma, start: int, end: int) -> int:
     pgoff = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
     file = vma.file
     up_read(mm.mmap_lock)
-    punch_hole(mm, File(file), pgoff, pgoff + ((end - start) >> PAGE_SHIFT))
+    if file & UNKNOWN:
+        mm_truncate(mm, start, end - start)
+    else:
+        punch_hole(mm, File(file), pgoff, pgoff + ((end - start) >> PAGE_SHIFT))
     down_read(mm.mmap_lock)
     return 0
 
 
 @protocol
-def mm_madvise(mm: AddressSpace, start: int, size: int, advice: int) -> int:
+def mm_madvise(mm: Mm, start: int, size: int, advice: int) -> int:
     """do_madvise() and madvise_walk_vmas(), Linux 6.18: VMA by VMA; holes are passed over (-ENOMEM in the end).
 
     mmap_lock is held for reading, or for writing where VMAs change.

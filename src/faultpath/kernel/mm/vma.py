@@ -7,14 +7,15 @@ the same file (or none) at consecutive offsets, and no two different anon_vmas.
 
 from __future__ import annotations
 
-from faultpath.engine.world import SCRATCH
-from faultpath.kernel.memory import CLEAR, RAISES_CALLS, raise_end, raise_start
-from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNode, Mm, Subscriptions
+from faultpath.engine.world import INDEX, SCRATCH
+from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNode, Mm
 from faultpath.kernel.primitives.heap import off_stack, on_stack
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
-from faultpath.kernel.primitives.locks import refcount_set
-from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_has_table, pt_init
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_has_table
 from faultpath.protocol.language import NULL, protocol
+
+VMA_STEPS = INDEX["vma_steps"]
 
 PROT_READ = 1
 PROT_WRITE = 2
@@ -32,30 +33,17 @@ DONTCOPY = 1 << 24
 WIPEONFORK = 1 << 25
 ACCOUNT = 1 << 26
 
+UNKNOWN = 1  # bit of Vma.file: only told from others, there is no File
+
 PMD_SIZE = 1 << 21
 PUD_SIZE = 1 << 30
-
-# AddressSpace.version: whose CPU side it is, where that matters.
-LINUX_6_1 = 601
-LINUX_6_12 = 612
-LINUX_6_18 = 618
-
-
-class AddressSpace(Mm):
-    """``struct mm_struct``, with what the CPU side must know to raise what Linux raises."""
-
-    version: int
-    anon_vmas: int  # how many there have been
-    mappings: int  # how often a VMA has been linked into a file's i_mmap
-    forks: int  # while some child of an earlier fork lived
-    children: int  # those that live, one bit each
 
 
 class Vma(IntervalNode):
     """``struct vm_area_struct``: the range, PROT_* bits, MAP_* bits in MAP_KIND and further flags.
 
-    ``file`` tells files apart, 0 for none; ``pgoff`` is the offset in it, or the address, in pages; ``anon_vma`` tells
-    anon_vmas apart, 0 before the first anonymous page.
+    ``file`` is a File or tells unknown ones apart (UNKNOWN), 0 for none; ``pgoff`` is the offset in it, or the address,
+    in pages; ``anon_vma`` tells anon_vmas apart, 0 before the first anonymous page.
     """
 
     prot: int
@@ -67,13 +55,19 @@ class Vma(IntervalNode):
 
 
 @protocol
-def next_vma(mm: AddressSpace, addr: int) -> Vma:
+def find_vma(mm: Mm, addr: int) -> Vma:
     """find_vma(): the first VMA that ends above ``addr``, or NULL; it need not contain it."""
+    return Vma(itree_first(mm.vmas, addr, ULONG_MAX, VMA_STEPS))
+
+
+@protocol
+def next_vma(mm: Mm, addr: int) -> Vma:
+    """find_vma() on the CPU side's own behalf: not counted."""
     return Vma(itree_first(mm.vmas, addr, ULONG_MAX, SCRATCH))
 
 
 @protocol
-def vma_at(mm: AddressSpace, addr: int) -> Vma:
+def vma_at(mm: Mm, addr: int) -> Vma:
     """vma_lookup(): the VMA that contains ``addr``, or NULL."""
     vma = next_vma(mm, addr)
     if vma and vma.start <= addr:
@@ -82,16 +76,16 @@ def vma_at(mm: AddressSpace, addr: int) -> Vma:
 
 
 @protocol
-def link_vma(mm: AddressSpace, vma: Vma) -> None:
+def link_vma(mm: Mm, vma: Vma) -> None:
     """vma_link(): among the VMAs, and among its file's."""
-    if vma.file:
+    if vma.file and not vma.file & UNKNOWN:
         mm.mappings += 1
         vma.linked = mm.mappings
     itree_insert(mm.vmas, vma)
 
 
 @protocol
-def new_vma(mm: AddressSpace, start: int, end: int, like: Vma) -> Vma:
+def new_vma(mm: Mm, start: int, end: int, like: Vma) -> Vma:
     """Link a VMA that overlaps none and is a part of what ``like`` maps, or next to it."""
     vma = on_stack(Vma)
     vma.start = start
@@ -106,7 +100,7 @@ def new_vma(mm: AddressSpace, start: int, end: int, like: Vma) -> Vma:
 
 
 @protocol
-def resize_vma(mm: AddressSpace, vma: Vma, start: int, last: int) -> None:
+def resize_vma(mm: Mm, vma: Vma, start: int, last: int) -> None:
     """Change a VMA's bounds."""
     itree_remove(mm.vmas, vma)
     vma.pgoff += (start - vma.start) >> PAGE_SHIFT
@@ -116,14 +110,14 @@ def resize_vma(mm: AddressSpace, vma: Vma, start: int, last: int) -> None:
 
 
 @protocol
-def drop_vma(mm: AddressSpace, vma: Vma) -> None:
+def drop_vma(mm: Mm, vma: Vma) -> None:
     """Unlink and free a VMA."""
     itree_remove(mm.vmas, vma)
     off_stack(vma)
 
 
 @protocol
-def drop_vmas(mm: AddressSpace, start: int, end: int) -> None:
+def drop_vmas(mm: Mm, start: int, end: int) -> None:
     """Drop the VMAs of ``[start, end)``; what stuck out has been split off."""
     vma = next_vma(mm, start)
     while vma and vma.start < end:
@@ -131,11 +125,29 @@ def drop_vmas(mm: AddressSpace, start: int, end: int) -> None:
         vma = next_vma(mm, start)
 
 
+@protocol
+def cut_vmas(mm: Mm, start: int, end: int) -> None:
+    """Take ``[start, end)`` out of what is known of VMAs: some go, some shrink, one may be split. No call does this."""
+    vma = next_vma(mm, start)
+    while vma and vma.start < end:
+        first = vma.start
+        last = vma.last
+        if first < start:
+            if last >= end:
+                new_vma(mm, end, last + 1, vma)
+            resize_vma(mm, vma, first, start - 1)
+        elif last >= end:
+            resize_vma(mm, vma, end, last)
+        else:
+            drop_vma(mm, vma)
+        vma = next_vma(mm, start)
+
+
 # --- boundaries that move
 
 
 @protocol
-def split_huge_pmd_if_needed(mm: AddressSpace, vma: Vma, addr: int) -> None:
+def split_huge_pmd_if_needed(mm: Mm, vma: Vma, addr: int) -> None:
     """split_huge_pmd_if_needed(), Linux 6.18 (vma_adjust_trans_huge() since 2.6.38): a boundary will be inside a VMA.
 
     A huge page might lie across it, so the 2 MiB around it are told (CLEAR), whether there is one or not.
@@ -146,7 +158,7 @@ def split_huge_pmd_if_needed(mm: AddressSpace, vma: Vma, addr: int) -> None:
 
 
 @protocol
-def split_vma(mm: AddressSpace, vma: Vma, addr: int) -> Vma:
+def split_vma(mm: Mm, vma: Vma, addr: int) -> Vma:
     """__split_vma(): ``vma`` ends at ``addr`` from now on; the VMA that begins there."""
     split_huge_pmd_if_needed(mm, vma, addr)
     above = new_vma(mm, addr, vma.last + 1, vma)
@@ -176,7 +188,7 @@ def share_anon_vma(left: Vma, right: Vma) -> int:
 
 
 @protocol
-def absorb(mm: AddressSpace, vma: Vma, other: Vma) -> None:
+def absorb(mm: Mm, vma: Vma, other: Vma) -> None:
     """One VMA takes a neighbour in (vma_expand(), dup_anon_vma())."""
     start = min(vma.start, other.start)
     last = max(vma.last, other.last)
@@ -187,7 +199,7 @@ def absorb(mm: AddressSpace, vma: Vma, other: Vma) -> None:
 
 
 @protocol
-def merge_whole(mm: AddressSpace, vma: Vma) -> Vma:
+def merge_whole(mm: Mm, vma: Vma) -> Vma:
     """vma_merge_new_range() and its like for a whole VMA: the VMA that covers it afterwards."""
     left = next_vma(mm, vma.start - 1)
     right = next_vma(mm, vma.last + 1)
@@ -207,7 +219,7 @@ def merge_whole(mm: AddressSpace, vma: Vma) -> Vma:
 
 
 @protocol
-def add_vma(mm: AddressSpace, start: int, end: int, prot: int, flags: int, file: int, pgoff: int, anon_vma: int) -> Vma:
+def add_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgoff: int, anon_vma: int) -> Vma:
     """Map ``[start, end)``, where nothing is, and merge; the VMA that covers it afterwards."""
     vma = on_stack(Vma)
     vma.start = start
@@ -222,7 +234,7 @@ def add_vma(mm: AddressSpace, start: int, end: int, prot: int, flags: int, file:
 
 
 @protocol
-def vma_modify(mm: AddressSpace, vma: Vma, start: int, end: int, prot: int, flags: int) -> Vma:
+def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) -> Vma:
     """vma_modify(): ``[start, end)`` of a VMA gets other protection and flags; the VMA that covers it afterwards.
 
     First vma_merge_existing_range(): the part goes to a neighbour that is alike. Else what sticks out is split off.
@@ -269,7 +281,7 @@ def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
 
 
 @protocol
-def anon_vma_prepare(mm: AddressSpace, vma: Vma) -> None:
+def anon_vma_prepare(mm: Mm, vma: Vma) -> None:
     """__anon_vma_prepare(), find_mergeable_anon_vma(): before its first anonymous page, a neighbour's or a new one."""
     if vma.anon_vma:
         return
@@ -291,22 +303,3 @@ def anon_alike(left: Vma, right: Vma) -> int:
     if not left or not right or left.last + 1 != right.start or left.flags != right.flags or left.file != right.file:
         return 0
     return left.pgoff + ((right.start - left.start) >> PAGE_SHIFT) == right.pgoff
-
-
-@protocol
-def new_address_space(task_size: int, raises: int, version: int) -> AddressSpace:
-    """An empty one ``[0, task_size)``, its notifier subscriptions in place.
-
-    :param raises: RAISES_*
-    :param version: LINUX_*
-    """
-    mm = on_stack(AddressSpace)
-    subs = on_stack(Subscriptions)
-    subs.invalidate_seq = 2
-    mm.notifier_subscriptions = subs
-    mm.task_size = task_size
-    mm.raises = raises
-    mm.version = version
-    refcount_set(mm.mm_users, 1)
-    pt_init(mm.pt, 0, task_size)
-    return mm

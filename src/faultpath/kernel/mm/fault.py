@@ -11,18 +11,21 @@ page. Neither: a file's.
 
 from __future__ import annotations
 
-from faultpath.kernel.address_space.vma import (
+from faultpath.kernel.errno import EFAULT
+from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mm.vma import (
+    MAP_GROWSDOWN,
     MAP_PRIVATE,
     MAP_SHARED,
     PROT_WRITE,
-    AddressSpace,
+    UNKNOWN,
     Vma,
     anon_vma_prepare,
-    vma_at,
+    next_vma,
+    resize_vma,
 )
-from faultpath.kernel.errno import EFAULT
-from faultpath.kernel.memory import CLEAR, RAISES_CALLS, raise_end, raise_start
-from faultpath.kernel.primitives.locks import down_read, up_read
+from faultpath.kernel.mmu_notifier import Mm
+from faultpath.kernel.primitives.locks import down_read, down_write, downgrade_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import (
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -34,7 +37,7 @@ from faultpath.kernel.primitives.pagetable import (
     pt_get,
     pt_set,
 )
-from faultpath.protocol.language import protocol
+from faultpath.protocol.language import NULL, protocol
 from faultpath.protocol.struct import PageTable, Struct
 
 ANON = 1 << 8
@@ -43,6 +46,8 @@ ZERO = 1 << 10
 BIRTH_SHIFT = 11
 MAX_FORKS = 14  # later forks count as the last
 
+STACK_LIMIT = 8 << 20  # RLIMIT_STACK's usual soft limit: how far a stack VMA may grow
+STACK_GUARD_GAP = 256 * PAGE_SIZE
 FAULT_AROUND_PAGES = 16  # fault_around_bytes: 64 KiB
 LEAF_PAGES = 512
 
@@ -55,19 +60,19 @@ class File(Struct):
 
 
 @protocol
-def new_anon_page(mm: AddressSpace, page: int) -> int:
+def new_anon_page(mm: Mm, page: int) -> int:
     """The PTE, WRITE aside, of an anonymous page that is the mm's alone."""
     return new_frame(page) | VALID | ANON | EXCLUSIVE | mm.forks << BIRTH_SHIFT
 
 
 @protocol
-def shared_with_a_child(mm: AddressSpace, pte: int) -> int:
+def shared_with_a_child(mm: Mm, pte: int) -> int:
     """Whether an anonymous page that is not EXCLUSIVE is mapped by a child that still lives (folio_ref_count() > 1)."""
     return mm.children >> ((pte >> BIRTH_SHIFT) + 1) != 0
 
 
 @protocol
-def wp_page_copy(mm: AddressSpace, vma: Vma, page: int, pte: int, since: int) -> None:
+def wp_page_copy(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> None:
     """wp_page_copy(), Linux 6.1: a copy takes the place of what ``pte`` maps, if that is still there after start."""
     anon_vma_prepare(mm, vma)
     entry = new_anon_page(mm, page)
@@ -77,7 +82,7 @@ def wp_page_copy(mm: AddressSpace, vma: Vma, page: int, pte: int, since: int) ->
 
 
 @protocol
-def do_wp_page(mm: AddressSpace, vma: Vma, page: int, pte: int, since: int) -> None:
+def do_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> None:
     """do_wp_page(), Linux 6.1: without an event a shared mapping's page (wp_page_shared) or one's own becomes writable.
 
     wp_can_reuse_anon_folio(): a page that a fork shared is one's own again once the children that had it are gone.
@@ -94,7 +99,7 @@ def do_wp_page(mm: AddressSpace, vma: Vma, page: int, pte: int, since: int) -> N
 
 
 @protocol
-def filemap_map_pages(mm: AddressSpace, vma: Vma, page: int, file: File) -> None:
+def filemap_map_pages(mm: Mm, vma: Vma, page: int, file: File) -> None:
     """do_fault_around() and filemap_map_pages(), Linux 6.1: what is in the cache around a read is mapped with it.
 
     Sixteen pages, aligned, of one VMA and one PTE table.
@@ -111,7 +116,7 @@ def filemap_map_pages(mm: AddressSpace, vma: Vma, page: int, file: File) -> None
 
 
 @protocol
-def map_file_page(mm: AddressSpace, vma: Vma, page: int) -> None:
+def map_file_page(mm: Mm, vma: Vma, page: int) -> None:
     """do_set_pte() of a read: writable if the VMA's page protection says so, which it does for shared memory."""
     entry = new_frame(page) | VALID
     if vma.flags & MAP_SHARED and vma.prot & PROT_WRITE:
@@ -120,20 +125,21 @@ def map_file_page(mm: AddressSpace, vma: Vma, page: int) -> None:
 
 
 @protocol
-def do_fault(mm: AddressSpace, vma: Vma, page: int, write: int) -> int:
+def do_fault(mm: Mm, vma: Vma, page: int, write: int) -> int:
     """do_fault(), Linux 6.1, of a file in memory (shmem); -EFAULT beyond its end (SIGBUS)."""
-    file = File(vma.file)
-    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
     if write and vma.flags & MAP_PRIVATE:
         anon_vma_prepare(mm, vma)
-    if not write:
-        filemap_map_pages(mm, vma, page, file)
-        if pt_get(mm.pt, page):
-            return 0
-    if offset >= file.size:
-        pt_alloc(mm.pt, page)  # it had got that far
-        return -EFAULT
-    pt_set(file.cache, offset << PAGE_SHIFT, VALID)
+    if not vma.file & UNKNOWN:
+        file = File(vma.file)
+        offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+        if not write:
+            filemap_map_pages(mm, vma, page, file)
+            if pt_get(mm.pt, page):
+                return 0
+        if offset >= file.size:
+            pt_alloc(mm.pt, page)  # it had got that far
+            return -EFAULT
+        pt_set(file.cache, offset << PAGE_SHIFT, VALID)
     if write and vma.flags & MAP_PRIVATE:
         pt_cmpxchg(mm.pt, page, 0, new_anon_page(mm, page) | WRITE)
     else:
@@ -142,7 +148,7 @@ def do_fault(mm: AddressSpace, vma: Vma, page: int, write: int) -> int:
 
 
 @protocol
-def handle_mm_fault(mm: AddressSpace, vma: Vma, page: int, write: int, since: int) -> int:
+def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     """handle_mm_fault() and handle_pte_fault(), Linux 6.1, where the VMA allows the access; mmap_lock is held.
 
     The first touch of a page raises nothing, and nothing is done where there is nothing to do. The caller looks at the
@@ -165,17 +171,67 @@ def handle_mm_fault(mm: AddressSpace, vma: Vma, page: int, write: int, since: in
     return 0
 
 
+# --- the process's own
+
+
 @protocol
-def mm_cpu_fault(mm: AddressSpace, addr: int, write: int) -> int:
+def within_stack_limit(vma: Vma, page: int) -> int:
+    """Whether this is a stack that may grow down to a page below it (acct_stack_growth())."""
+    if vma.flags & MAP_GROWSDOWN and vma.last + 1 - page <= STACK_LIMIT:
+        return 1
+    return 0
+
+
+@protocol
+def expand_stack(mm: Mm, vma: Vma, page: int) -> None:
+    """expand_downwards(), Linux 6.18, unless it is no stack, or too little would be left to what is below."""
+    below = next_vma(mm, page - STACK_GUARD_GAP)
+    if below.start < vma.start and not below.flags & MAP_GROWSDOWN and below.prot:
+        return
+    if within_stack_limit(vma, page):
+        anon_vma_prepare(mm, vma)
+        resize_vma(mm, vma, page, vma.last)
+
+
+@protocol
+def lock_mm_and_find_vma(mm: Mm, page: int) -> Vma:
+    """lock_mm_and_find_vma(), Linux 6.1.37: a VMA and mmap_lock held for reading, or NULL and no lock (SIGSEGV).
+
+    A stack grows under the write lock, for which the read lock is given up, and the VMA looked up again.
+    """
+    down_read(mm.mmap_lock)
+    vma = next_vma(mm, page)
+    if vma and vma.start <= page:
+        return vma
+    stack = 0
+    if vma:
+        stack = vma.flags & MAP_GROWSDOWN
+    up_read(mm.mmap_lock)
+    if not stack:
+        return NULL
+    down_write(mm.mmap_lock)
+    vma = next_vma(mm, page)
+    if vma and vma.start > page:
+        expand_stack(mm, vma, page)
+    if not vma or vma.start > page:
+        up_write(mm.mmap_lock)
+        return NULL
+    downgrade_write(mm.mmap_lock)
+    return vma
+
+
+@protocol
+def mm_cpu_fault(mm: Mm, addr: int, write: int) -> int:
     """do_user_addr_fault(), Linux 6.18: the process accesses a page, mmap_lock held for reading.
 
     :returns: 0, or -EFAULT: the process gets a signal
     """
     page = addr & -PAGE_SIZE
     ret = -EFAULT
-    down_read(mm.mmap_lock)
-    vma = vma_at(mm, page)
-    if vma and ((write and vma.prot & PROT_WRITE) or (not write and vma.prot)):
+    vma = lock_mm_and_find_vma(mm, page)
+    if not vma:
+        return ret
+    if (write and vma.prot & PROT_WRITE) or (not write and vma.prot):
         ret = handle_mm_fault(mm, vma, page, write, RAISES_CALLS)
     up_read(mm.mmap_lock)
     return ret

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.address_space.mmap import do_vmi_align_munmap, do_vmi_munmap
-from faultpath.kernel.address_space.vma import (
-    LINUX_6_12,
-    LINUX_6_18,
+from faultpath.kernel.errno import EFAULT
+from faultpath.kernel.mm.mmap import do_vmi_align_munmap, do_vmi_munmap, mmap_unlock
+from faultpath.kernel.mm.raising import RAISES_CALLS, UNMAP, raise_end, raise_start
+from faultpath.kernel.mm.versions import LINUX_6_12, LINUX_6_18
+from faultpath.kernel.mm.vma import (
     PMD_SIZE,
-    AddressSpace,
     Vma,
     absorb,
     add_vma,
@@ -17,9 +17,7 @@ from faultpath.kernel.address_space.vma import (
     share_anon_vma,
     vma_at,
 )
-from faultpath.kernel.errno import EFAULT
-from faultpath.kernel.memory import RAISES_CALLS, UNMAP, raise_end, raise_start
-from faultpath.kernel.mm import mmap_unlock
+from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_move
 from faultpath.protocol.language import protocol
@@ -29,7 +27,7 @@ MREMAP_DONTUNMAP = 4
 
 
 @protocol
-def realigned(mm: AddressSpace, vma: Vma, old: int, new: int, size: int) -> int:
+def realigned(mm: Mm, vma: Vma, old: int, new: int, size: int) -> int:
     """try_realign_addr(), Linux 6.7: how much further down a move of page tables may begin, to move a whole one.
 
     Both places lie alike in their 2 MiB, nothing is mapped between there and them, and a table's end is reached.
@@ -49,7 +47,7 @@ def realigned(mm: AddressSpace, vma: Vma, old: int, new: int, size: int) -> int:
 
 
 @protocol
-def move_vma(mm: AddressSpace, vma: Vma, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
+def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
     """move_vma(), Linux 6.18: UNMAP of the old place twice, in move_page_tables(), and in do_vmi_munmap().
 
     The new VMA comes first, and may merge with what remains of the old one (copy_vma()).
@@ -71,7 +69,7 @@ def move_vma(mm: AddressSpace, vma: Vma, old: int, old_size: int, new: int, new_
 
 
 @protocol
-def expand_vma(mm: AddressSpace, vma: Vma, end: int) -> None:
+def expand_vma(mm: Mm, vma: Vma, end: int) -> None:
     """expand_vma_in_place(), Linux 6.18 (vma_merge_extend()): a VMA grows, and may meet one that is alike."""
     resize_vma(mm, vma, vma.start, end - 1)
     right = next_vma(mm, end)
@@ -80,7 +78,7 @@ def expand_vma(mm: AddressSpace, vma: Vma, end: int) -> None:
 
 
 @protocol
-def remap(mm: AddressSpace, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
+def remap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
     """mremap_to() and mremap_at(), Linux 6.18, of a part of one VMA; whether mmap_lock is held for reading now.
 
     Before a move to a given place whatever is there goes, then the tail if it shrinks. To shrink in place is a munmap()
@@ -101,7 +99,7 @@ def remap(mm: AddressSpace, old: int, old_size: int, new: int, new_size: int, fl
 
 
 @protocol
-def remap_move(mm: AddressSpace, old: int, size: int, new: int, flags: int) -> int:
+def remap_move(mm: Mm, old: int, size: int, new: int, flags: int) -> int:
     """remap_move(), Linux 6.17: what a move to a given place meets goes VMA by VMA, gaps included."""
     end = old + size
     vma = vma_at(mm, old)
@@ -118,7 +116,7 @@ def remap_move(mm: AddressSpace, old: int, size: int, new: int, flags: int) -> i
 
 
 @protocol
-def do_mremap(mm: AddressSpace, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
+def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
     """mremap(), Linux 6.18: shrink, grow or move, under mmap_lock for writing.
 
     :param new: where it is afterwards

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.address_space.fault import ANON, EXCLUSIVE
-from faultpath.kernel.address_space.vma import (
+from faultpath.kernel.errno import ENOMEM
+from faultpath.kernel.mm.fault import ANON, EXCLUSIVE
+from faultpath.kernel.mm.raising import PROTECTION_VMA, RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mm.versions import LINUX_6_12
+from faultpath.kernel.mm.vma import (
     ACCOUNT,
-    LINUX_6_12,
     MAP_NORESERVE,
     MAP_SHARED,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
     PUD_SIZE,
-    AddressSpace,
     Vma,
     vma_at,
     vma_modify,
 )
-from faultpath.kernel.errno import ENOMEM
-from faultpath.kernel.memory import RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_write, up_write
 from faultpath.kernel.primitives.pagetable import pt_has_table, pt_upgrade, pt_write_protect
 from faultpath.protocol.language import protocol
-from faultpath.trace.ops import Event
 
-PROTECTION_VMA = int(Event.PROTECTION_VMA)
 P4D_SIZE = 1 << 39
 
 
 @protocol
-def change_protection(mm: AddressSpace, vma: Vma, start: int, end: int) -> None:
+def change_protection(mm: Mm, vma: Vma, start: int, end: int) -> None:
     """change_protection(), Linux 6.18: one event (PROTECTION_VMA) per 512 GiB, from the first table that is there.
 
     Linux 6.1 raises one per GiB with a table (change_pmd_range()); from 6.12 on change_pud_range() does. PTEs lose
@@ -57,7 +55,7 @@ def change_protection(mm: AddressSpace, vma: Vma, start: int, end: int) -> None:
 
 
 @protocol
-def mprotect_fixup(mm: AddressSpace, vma: Vma, start: int, end: int, prot: int) -> int:
+def mprotect_fixup(mm: Mm, vma: Vma, start: int, end: int, prot: int) -> int:
     """mprotect_fixup(), Linux 6.18: one VMA's part, unless it is protected like that already; where the part ends."""
     flags = vma.flags
     if vma.prot == prot:
@@ -73,7 +71,7 @@ def mprotect_fixup(mm: AddressSpace, vma: Vma, start: int, end: int, prot: int) 
 
 
 @protocol
-def mm_mprotect(mm: AddressSpace, start: int, size: int, prot: int) -> int:
+def mm_mprotect(mm: Mm, start: int, size: int, prot: int) -> int:
     """mprotect(), Linux 6.18, under mmap_lock for writing: VMA by VMA, up to a hole (-ENOMEM).
 
     Each VMA changes before its event, its PTEs inside it.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.address_space.fault import File
-from faultpath.kernel.address_space.vma import AddressSpace, Vma, next_vma
-from faultpath.kernel.memory import CLEAR, zap_range
-from faultpath.kernel.mmu_notifier import ULONG_MAX
+from faultpath.kernel.mm.fault import File
+from faultpath.kernel.mm.raising import CLEAR, zap_range
+from faultpath.kernel.mm.vma import Vma, next_vma
+from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
 from faultpath.kernel.primitives.locks import down_read, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_clear
 from faultpath.protocol.language import NULL, protocol
 
 
 @protocol
-def next_mapping(mm: AddressSpace, file: int, pgoff: int, linked: int) -> Vma:
+def next_mapping(mm: Mm, file: int, pgoff: int, linked: int) -> Vma:
     """vma_interval_tree_foreach(): what follows in i_mmap's order, which is by offset, then by when it was linked."""
     found = Vma(NULL)
     vma = next_vma(mm, 0)
@@ -26,7 +26,7 @@ def next_mapping(mm: AddressSpace, file: int, pgoff: int, linked: int) -> Vma:
 
 
 @protocol
-def unmap_mapping_range(mm: AddressSpace, file: int, first: int, end: int) -> None:
+def unmap_mapping_range(mm: Mm, file: int, first: int, end: int) -> None:
     """unmap_mapping_range(), Linux 6.18: every VMA that maps pages ``[first, end)`` of a file, CLEAR of its part."""
     down_read(mm.i_mmap)
     vma = next_mapping(mm, file, -1, 0)
@@ -41,7 +41,18 @@ def unmap_mapping_range(mm: AddressSpace, file: int, first: int, end: int) -> No
 
 
 @protocol
-def punch_hole(mm: AddressSpace, file: File, first: int, end: int) -> int:
+def mm_truncate(mm: Mm, start: int, size: int) -> None:
+    """unmap_mapping_range() of an unknown file, of which only is known that it is mapped at ``[start, start + size)``.
+
+    It takes no mmap_lock, so it does not look at VMAs: in the kernel they are found in the file's i_mmap.
+    """
+    down_read(mm.i_mmap)
+    zap_range(mm, start, start + size, CLEAR)
+    up_read(mm.i_mmap)
+
+
+@protocol
+def punch_hole(mm: Mm, file: File, first: int, end: int) -> int:
     """shmem_fallocate(FALLOC_FL_PUNCH_HOLE), Linux 6.18."""
     unmap_mapping_range(mm, file, first, end)
     pt_clear(file.cache, first << PAGE_SHIFT, end << PAGE_SHIFT)
@@ -49,7 +60,7 @@ def punch_hole(mm: AddressSpace, file: File, first: int, end: int) -> int:
 
 
 @protocol
-def mm_ftruncate(mm: AddressSpace, file: File, size: int) -> int:
+def mm_ftruncate(mm: Mm, file: File, size: int) -> int:
     """shmem_setattr(), Linux 6.18: a file that shrinks is unmapped beyond its new end, twice: before and after."""
     if size < file.size:
         unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT)

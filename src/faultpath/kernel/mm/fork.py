@@ -1,0 +1,115 @@
+"""An address space's beginning, its users and its end, and fork() seen by the parent: kernel/fork.c, Linux 6.18."""
+
+from __future__ import annotations
+
+from faultpath.kernel.mm.fault import BIRTH_SHIFT, EXCLUSIVE, MAX_FORKS
+from faultpath.kernel.mm.mmap import exit_mmap
+from faultpath.kernel.mm.raising import PROTECTION_PAGE, RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mm.vma import DONTCOPY, MAP_PRIVATE, WIPEONFORK, next_vma
+from faultpath.kernel.mmu_notifier import Mm, Subscriptions
+from faultpath.kernel.primitives.heap import on_stack
+from faultpath.kernel.primitives.lists import queue_work
+from faultpath.kernel.primitives.locks import (
+    down_write,
+    refcount_dec_and_test,
+    refcount_inc,
+    refcount_inc_not_zero,
+    refcount_set,
+    up_write,
+)
+from faultpath.kernel.primitives.pagetable import pt_fork, pt_init
+from faultpath.protocol.language import protocol
+
+
+@protocol
+def mm_init(task_size: int, raises: int, version: int) -> Mm:
+    """A new address space ``[0, task_size)``, its notifier subscriptions in place (__mmu_notifier_register(NULL)).
+
+    :param raises: RAISES_*
+    :param version: LINUX_*
+    """
+    mm = on_stack(Mm)
+    subs = on_stack(Subscriptions)
+    subs.invalidate_seq = 2
+    mm.notifier_subscriptions = subs
+    mm.task_size = task_size
+    mm.raises = raises
+    mm.version = version
+    refcount_set(mm.mm_users, 1)
+    pt_init(mm.pt, 0, task_size)
+    return mm
+
+
+@protocol
+def mm_fork(mm: Mm) -> int:
+    """dup_mmap() and copy_page_range(), Linux 6.18, under mmap_lock for writing: one event per VMA that is copied.
+
+    That are private ones with an anon_vma, unless they are kept from the child. Their anonymous pages become
+    copy-on-write and are no longer the mm's alone. The child has no notifiers; of it is known whether it still lives.
+
+    :returns: the child's number, for mm_child_ends()
+    """
+    down_write(mm.mmap_lock)
+    first = not mm.children
+    if first:
+        mm.forks = 0
+    vma = next_vma(mm, 0)
+    while vma:
+        if vma.flags & MAP_PRIVATE and vma.anon_vma and not vma.flags & (DONTCOPY | WIPEONFORK):
+            range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
+            pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (15 << BIRTH_SHIFT if first else 0))
+            raise_end(range)
+        vma = next_vma(mm, vma.last + 1)
+    mm.forks = min(mm.forks + 1, MAX_FORKS)
+    child = mm.forks
+    mm.children = mm.children | 1 << child
+    up_write(mm.mmap_lock)
+    return child
+
+
+@protocol
+def mm_child_ends(mm: Mm, child: int) -> None:
+    """A child has exited or executed something else: it maps the pages that it shared no more."""
+    if child < MAX_FORKS:
+        mm.children = mm.children & ~(1 << child)
+
+
+# --- users
+
+
+@protocol
+def mmget(mm: Mm) -> None:
+    """mmget(): one more user of the address space, by someone who is one already."""
+    refcount_inc(mm.mm_users)
+
+
+@protocol
+def mmget_not_zero(mm: Mm) -> int:
+    """mmget_not_zero(): whether there was still a user; then the caller is one, too."""
+    return refcount_inc_not_zero(mm.mm_users)
+
+
+@protocol
+def mmput(mm: Mm) -> None:
+    """mmput(): the last user takes the address space down (exit_mmap)."""
+    if refcount_dec_and_test(mm.mm_users):
+        exit_mmap(mm)
+
+
+@protocol
+def mmput_async_fn(mm: Mm) -> None:
+    """mmput_async_fn(): the work item's part of mmput_async()."""
+    exit_mmap(mm)
+
+
+@protocol
+def mmput_async(mm: Mm) -> None:
+    """mmput_async(): the same by a work item, for those who hold locks that callbacks take."""
+    if refcount_dec_and_test(mm.mm_users):
+        queue_work(mm.async_put_work, mmput_async_fn, mm)
+
+
+@protocol
+def mm_exit(mm: Mm) -> None:
+    """exit_mm(): the process ends, or executes something else, and is no user any more."""
+    mmput(mm)
