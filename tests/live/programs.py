@@ -14,11 +14,14 @@ FAR = 2 * PUD
 # Where things happen: near the borders of page tables, so that VMAs and tables end beside each other.
 ANCHORS = [0, 0, 0, PMD, PMD, 2 * PMD, 3 * PMD, PUD - PMD, PUD, PUD + PMD]
 PRIVATE, SHARED = 0x02, 0x01
-ANONYMOUS, NORESERVE = 0x20, 0x4000
-KINDS = [PRIVATE | ANONYMOUS] * 3 + [SHARED | ANONYMOUS, PRIVATE, SHARED, PRIVATE | ANONYMOUS | NORESERVE]
+ANONYMOUS, GROWSDOWN, NORESERVE, STACK = 0x20, 0x100, 0x4000, 0x20000
+KINDS = [PRIVATE | ANONYMOUS] * 3 + [SHARED | ANONYMOUS, PRIVATE, SHARED]
+KINDS += [PRIVATE | ANONYMOUS | more for more in (NORESERVE, GROWSDOWN, STACK)]
 NONE, READ, READ_WRITE = 0, 1, 3
 MAY_MOVE_FIXED, DONT_UNMAP = 3, 4
-DONTNEED, FREE, REMOVE, DONTFORK, DOFORK, WIPEONFORK, KEEPONFORK = 4, 8, 9, 10, 11, 18, 19
+DONTNEED, FREE, REMOVE, DONTNEED_LOCKED = 4, 8, 9, 24
+# Of a mapping: not in a child, without huge pages, not in a core dump, empty in a child; and the way back.
+MARKS = [10, 11, 15, 16, 17, 18, 19]
 
 addresses = st.builds(lambda anchor, page: anchor + page * PAGE, st.sampled_from(ANCHORS), st.integers(0, 8))
 few = st.integers(1, 9).map(lambda pages: pages * PAGE)
@@ -65,7 +68,7 @@ calls = st.one_of(
     st.builds(
         lambda where, advice: ("madvise", *where, advice),
         ranges(),
-        st.sampled_from([DONTNEED, DONTNEED, FREE, REMOVE, DONTFORK, DOFORK, WIPEONFORK, KEEPONFORK]),
+        st.sampled_from([DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, *MARKS]),
     ),
     moves(),
     addresses.map(lambda at: ("read", at)),

@@ -19,11 +19,24 @@ TIB_HALF = 512 << 30
 MAX = (1 << 62) - 1  # "to the end of everything", with room to add to it
 
 READ, WRITE = 1, 2
-SHARED, PRIVATE, ANONYMOUS, GROWSDOWN, NORESERVE = 1, 2, 0x20, 0x100, 0x4000
+SHARED, PRIVATE, FIXED_PLACE, ANONYMOUS, GROWSDOWN, NORESERVE, STACK = 1, 2, 0x10, 0x20, 0x100, 0x4000, 0x20000
 KIND = SHARED | PRIVATE | ANONYMOUS | GROWSDOWN | NORESERVE
 
 FIXED, DONTUNMAP = 2, 4
-DONTNEED, FREE, REMOVE, DONTFORK, DOFORK, WIPEONFORK, KEEPONFORK, DONTNEED_LOCKED = 4, 8, 9, 10, 11, 18, 19, 24
+DONTNEED, FREE, REMOVE, DONTNEED_LOCKED = 4, 8, 9, 24
+# What the other advice adds to a mapping and takes away.
+ADVICE: dict[int, tuple[set[str], set[str]]] = {
+    10: ({"unforked"}, set()),
+    11: (set(), {"unforked"}),
+    12: ({"mergeable"}, set()),
+    13: (set(), {"mergeable"}),
+    14: ({"huge"}, {"small"}),
+    15: ({"small"}, {"huge"}),
+    16: ({"undumped"}, set()),
+    17: (set(), {"undumped"}),
+    18: ({"wiped"}, set()),
+    19: (set(), {"wiped"}),
+}
 STACK_LIMIT = 8 << 20
 MMAP_MIN_ADDR = 16 * PAGE
 PRESENT = 1  # bit of a fault's error code
@@ -174,10 +187,10 @@ class AddressSpace:
         self.link(vma)
         return self.merge(vma)
 
-    def new_mapping(self, start: int, end: int, prot: int, flags: int, file: int) -> None:
+    def new_mapping(self, start: int, end: int, prot: int, flags: int, file: int, offset: int = 0) -> None:
         charged = prot & WRITE and not flags & (SHARED | NORESERVE)
-        words = frozenset({"charged"} if charged else ())
-        self.add(start, end, prot, flags & KIND, file, 0 if file else start, 0, words)
+        words = frozenset({"charged"} if charged else ()) | ({"small"} if flags & STACK else set())
+        self.add(start, end, prot, flags & KIND, file, offset if file else start, 0, words)
 
     def file_for(self, flags: int) -> int:
         """Each mapping of a file is taken to be of another one."""
@@ -277,8 +290,12 @@ class AddressSpace:
         self.free_tables(start, end)
 
     def mmap(self, start: int, size: int, prot: int, flags: int) -> None:
+        file, offset = self.file_for(flags), 0
+        under = self.at(start)
+        if under and under.file and flags & FIXED_PLACE and not flags & ANONYMOUS:
+            file, offset = under.file, under.offset + start - under.start  # as the dynamic linker does
         self.unmap(start, start + size)
-        self.new_mapping(start, start + size, prot, flags, self.file_for(flags))
+        self.new_mapping(start, start + size, prot, flags, file, offset)
 
     def munmap(self, start: int, size: int) -> None:
         self.unmap(start, start + size)
@@ -346,16 +363,12 @@ class AddressSpace:
                     break
                 self.zap(first, upto, Event.CLEAR)
                 punched += 1
-            elif advice == DONTFORK:
-                words = words | {"unforked"}
-            elif advice == DOFORK:
-                words = words - {"unforked"}
-            elif advice == WIPEONFORK:
-                if vma.file:
+            elif advice in ADVICE:
+                more, less = ADVICE[advice]
+                if "wiped" in more and vma.file:
                     break
-                words = words | {"wiped"}
-            elif advice == KEEPONFORK:
-                words = words - {"wiped"}
+                if "mergeable" not in more or not vma.flags & SHARED:
+                    words = (words | more) - less
             if words != vma.words:
                 self.change(self.containing(first), first, upto, vma.prot, words)
         return punched
@@ -435,6 +448,12 @@ class AddressSpace:
     def child_ends(self, child: int) -> None:
         if child < 14:  # of later ones only is known that there were some
             self.children.discard(child)
+
+    def child_copies(self, address: int) -> None:
+        """The only child that shares the page has a copy of its own now."""
+        page = self.pages.get(address // PAGE * PAGE)
+        if page and page.anonymous:
+            page.own = True
 
     def fault(self, address: int, write: bool, present: bool) -> None:
         """The CPU touches a page. A page of no known mapping must have had one: it is inferred."""

@@ -10,9 +10,11 @@ from oracles.address_space import MAX, MMAP_MIN_ADDR, PAGE, AddressSpace
 from oracles.rbtree import Node, Tree
 
 Row = tuple[int, int, int, int, int]
-# Rows that replays insert: the device goes over its pages of a range again; a child by number is gone.
+# Rows that replays insert: the device goes over its pages of a range again; a child by number is gone; the only
+# child writes to a page.
 REACCESS = 100
 CHILD_ENDS = 101
+CHILD_COPIES = 102
 
 
 class Counts:
@@ -213,6 +215,8 @@ class Machine:
                 space.fork()
         elif op == CHILD_ENDS:
             space.child_ends(arg)
+        elif op == CHILD_COPIES:
+            space.child_copies(addr)
         elif op in (Op.EXEC, Op.EXIT):
             return self.exits(execs=op == Op.EXEC)
         elif op in (Op.VMA, Op.MMAP, Op.MUNMAP, Op.MPROTECT, Op.MREMAP, Op.BRK):

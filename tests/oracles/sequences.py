@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from faultpath.trace.ops import Event, Op
 from oracles.address_space import DONTUNMAP, PAGE
-from oracles.core import CHILD_ENDS, REACCESS, Machine, Row
+from oracles.core import CHILD_COPIES, CHILD_ENDS, REACCESS, Machine, Row
 
 GIB = 1 << 30
 # A border of 1 GiB, one of 2 MiB, one of neither. The first GiB has index 0 and thus no xarray node.
 ANCHORS = (GIB, GIB + (2 << 20), GIB + (5 << 20) + 7 * PAGE)
 PROTS = (3, 3, 3, 3, 1, 0, 5, 2)
-KINDS = (0x22, 0x22, 0x22, 0x02, 0x01, 0x21, 0x122, 0x32, 0x4022)
+KINDS = (0x22, 0x22, 0x22, 0x02, 0x01, 0x21, 0x122, 0x32, 0x4022, 0x20022, 0x12)
 
 
 class Rows:
@@ -44,7 +44,7 @@ class Rows:
         choice = self.random.choice
         address, size = self.address(), self.size()
         op = choice([Op.MMAP, Op.MMAP, Op.VMA, Op.MUNMAP, Op.MUNMAP, Op.MPROTECT, Op.MADVISE, Op.MREMAP, Op.MREMAP,
-                     Op.BRK, Op.FORK, Op.MBIND, CHILD_ENDS])  # fmt: skip
+                     Op.BRK, Op.FORK, Op.MBIND, CHILD_ENDS, CHILD_COPIES])  # fmt: skip
         if op in (Op.MMAP, Op.VMA):
             return op, address, size, choice(PROTS), choice(KINDS)
         if op == Op.MUNMAP:
@@ -52,7 +52,7 @@ class Rows:
         if op == Op.MPROTECT:
             return op, address, self.small(), choice(PROTS), 0
         if op == Op.MADVISE:
-            return op, address, self.small(), choice([4, 4, 8, 9, 10, 11, 18, 19, 24, 3]), 0
+            return op, address, self.small(), choice([4, 4, 8, 9, *range(10, 20), 24, 3]), 0
         if op == Op.MREMAP:
             flags = choice([0, 0, 1, 3, DONTUNMAP])
             old_size = choice([0, *[self.small() for _ in range(9)]])  # 0 duplicates a shared mapping

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from faultpath.engine.rows import CHILD_ENDS, REACCESS
+from faultpath.engine.rows import CHILD_COPIES, CHILD_ENDS, REACCESS
 from faultpath.errors import FaultpathError
 from faultpath.kernel.mm.fault import MAX_FORKS
 from faultpath.kernel.mm.recorded import CLONE_VM
-from faultpath.trace.ops import Event, Op
+from faultpath.trace.ops import PF_PROT, PF_WRITE, Event, Op
 from faultpath.trace.schema import Columns, Trace
 
 Column = NDArray[np.int64]
@@ -225,28 +225,37 @@ class Children:
         self.number_of: dict[int, int] = {}
 
     def own_rows(self, columns: Columns) -> Columns:
-        """The process's rows; where the last of a child's kin exits or executes something, that row is CHILD_ENDS."""
-        pids, ops = columns["pid"], columns["op"]
+        """The process's rows, and what its children do to pages that they share (CHILD_ENDS, CHILD_COPIES)."""
+        ops, pids = columns["op"].copy(), columns["pid"]
         mine = pids == self.pid
-        kin = np.flatnonzero(np.isin(ops, (Op.FORK, Op.EXEC, Op.EXIT)))
-        if not kin.size:
-            return {name: column[mine] for name, column in columns.items()}
-        columns = {name: column.copy() for name, column in columns.items()}
-        for i in kin:
-            pid = int(pids[i])
-            if ops[i] != Op.FORK:
-                number = self.number_of.pop(pid, 0)
-                if number and number not in self.number_of.values():
-                    columns["op"][i], columns["arg"][i] = CHILD_ENDS, number
-                    mine[i] = True
-            elif not int(columns["aux"][i]) & CLONE_VM:
-                child = int(columns["arg"][i])
-                if pid == self.pid:
-                    self.forks = min(self.forks + 1, MAX_FORKS) if self.number_of else 1
-                    self.number_of[child] = self.forks
-                elif pid in self.number_of:
-                    self.number_of[child] = self.number_of[pid]
+        columns = columns | {"op": ops, "arg": columns["arg"].copy()}
+        upto = 0
+        for i in [*np.flatnonzero(np.isin(ops, (Op.FORK, Op.EXEC, Op.EXIT))).tolist(), len(ops)]:
+            if len(self.number_of) == 1:
+                written = np.arange(upto, i)[(ops[upto:i] == Op.FAULT) & (pids[upto:i] == next(iter(self.number_of)))]
+                written = written[columns["arg"][written] & (PF_PROT | PF_WRITE) == PF_PROT | PF_WRITE]
+                ops[written], mine[written] = CHILD_COPIES, True
+            if i < len(ops) and self._ends(columns, i):
+                mine[i] = True
+            upto = i
         return {name: column[mine] for name, column in columns.items()}
+
+    def _ends(self, columns: Columns, i: int) -> bool:
+        """Follow who begins and ends; whether the row was made CHILD_ENDS: the last of a child's kin is gone."""
+        op, pid = columns["op"][i], int(columns["pid"][i])
+        if op != Op.FORK:
+            number = self.number_of.pop(pid, 0)
+            if number and number not in self.number_of.values():
+                columns["op"][i], columns["arg"][i] = CHILD_ENDS, number
+                return True
+        elif not int(columns["aux"][i]) & CLONE_VM:
+            child = int(columns["arg"][i])
+            if pid == self.pid:
+                self.forks = min(self.forks + 1, MAX_FORKS) if self.number_of else 1
+                self.number_of[child] = self.forks
+            elif pid in self.number_of:
+                self.number_of[child] = self.number_of[pid]
+        return False
 
 
 def ordered(trace: Trace, pid: int) -> Iterator[tuple[Rows, Column]]:

@@ -8,6 +8,7 @@ from faultpath.kernel.mm.madvise import mm_madvise
 from faultpath.kernel.mm.mmap import mm_munmap
 from faultpath.kernel.mm.recorded import (
     recorded_brk,
+    recorded_copy,
     recorded_fault,
     recorded_fork,
     recorded_invalidation,
@@ -26,6 +27,7 @@ from faultpath.trace.ops import PF_WRITE, Op
 # Not in a trace, made by engine.feed:
 REACCESS = 100  # the device goes over [addr, addr + size) again (--accesses resident)
 CHILD_ENDS = 101  # a forked child, by the number that mm_fork() gave it in ``arg``, has exited or executed something
+CHILD_COPIES = 102  # the only child there is writes to a page that it may share
 ROW_WORDS = 6
 
 ACCESSES_TOUCHED = 1  # the device accesses each page right after the process faulted it in
@@ -74,6 +76,8 @@ def replay_call(mm: Mm, row: Row) -> None:
         recorded_fork(mm, row.aux)
     elif op == CHILD_ENDS:
         mm_child_ends(mm, row.arg)
+    elif op == CHILD_COPIES:
+        recorded_copy(mm, row.addr)
     elif op == Op.VMA:
         recorded_vma(mm, row.addr, row.size, row.arg, row.aux)
 

@@ -9,7 +9,11 @@ from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_st
 from faultpath.kernel.mm.versions import LINUX_6_12
 from faultpath.kernel.mm.vma import (
     DONTCOPY,
+    DONTDUMP,
+    HUGEPAGE,
     MAP_SHARED,
+    MERGEABLE,
+    NOHUGEPAGE,
     PROT_WRITE,
     UNKNOWN,
     WIPEONFORK,
@@ -27,6 +31,12 @@ MADV_FREE = 8
 MADV_REMOVE = 9
 MADV_DONTFORK = 10
 MADV_DOFORK = 11
+MADV_MERGEABLE = 12
+MADV_UNMERGEABLE = 13
+MADV_HUGEPAGE = 14
+MADV_NOHUGEPAGE = 15
+MADV_DONTDUMP = 16
+MADV_DODUMP = 17
 MADV_WIPEONFORK = 18
 MADV_KEEPONFORK = 19
 MADV_DONTNEED_LOCKED = 24
@@ -54,6 +64,18 @@ def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
         flags = flags | WIPEONFORK
     elif advice == MADV_KEEPONFORK:
         flags = flags & ~WIPEONFORK
+    elif advice == MADV_HUGEPAGE:
+        flags = flags & ~NOHUGEPAGE | HUGEPAGE
+    elif advice == MADV_NOHUGEPAGE:
+        flags = flags & ~HUGEPAGE | NOHUGEPAGE
+    elif advice == MADV_DONTDUMP:
+        flags = flags | DONTDUMP
+    elif advice == MADV_DODUMP:
+        flags = flags & ~DONTDUMP
+    elif advice == MADV_MERGEABLE and not flags & MAP_SHARED:
+        flags = flags | MERGEABLE
+    elif advice == MADV_UNMERGEABLE:
+        flags = flags & ~MERGEABLE
     if flags != vma.flags:
         vma_modify(mm, vma, start, end, vma.prot, flags)
     return 0

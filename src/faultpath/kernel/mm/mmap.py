@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from faultpath.kernel.mm.raising import RAISES_ALL, RELEASE, UNMAP, new_range, zap_range
+from faultpath.kernel.mm.versions import LINUX_6_12
 from faultpath.kernel.mm.vma import (
     ACCOUNT,
     MAP_ANONYMOUS,
@@ -11,6 +12,8 @@ from faultpath.kernel.mm.vma import (
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
+    MAP_STACK,
+    NOHUGEPAGE,
     PROT_READ,
     PROT_WRITE,
     PUD_SIZE,
@@ -41,7 +44,10 @@ def map_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgof
 
     In a checked scenario private memory has its anon_vma at once: who prepares it first is not examined.
     """
-    flags = flags & MAP_KIND
+    further = 0
+    if flags & MAP_STACK and mm.version >= LINUX_6_12:
+        further = NOHUGEPAGE  # calc_vm_flag_bits(), Linux 6.7
+    flags = flags & MAP_KIND | further
     if prot & PROT_WRITE and not flags & (MAP_SHARED | MAP_NORESERVE):
         flags = flags | ACCOUNT
     if not file:

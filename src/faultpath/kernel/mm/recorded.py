@@ -7,7 +7,7 @@ recorded and the calls raise none (``mm.raises``).
 
 from __future__ import annotations
 
-from faultpath.kernel.mm.fault import handle_mm_fault, within_stack_limit
+from faultpath.kernel.mm.fault import ANON, EXCLUSIVE, handle_mm_fault, within_stack_limit
 from faultpath.kernel.mm.fork import mm_fork
 from faultpath.kernel.mm.mmap import map_vma, mm_brk, mm_mmap
 from faultpath.kernel.mm.mprotect import mm_mprotect
@@ -38,7 +38,8 @@ from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, 
 from faultpath.protocol.language import count, protocol
 from faultpath.trace.ops import PF_PROT, PF_WRITE
 
-INFERRED = 1 << 30  # flag of a mapping that only its faults tell of
+MAP_FIXED = 0x10
+INFERRED = 1 << 30  # flag of a VMA, beside those in vma.py: a mapping that only its faults tell of
 MAP_INFERRED = MAP_PRIVATE | MAP_ANONYMOUS | INFERRED
 MMAP_MIN_ADDR = 65536  # vm.mmap_min_addr: nothing is ever mapped below
 CLONE_VM = 0x100
@@ -90,8 +91,14 @@ def recorded_vma(mm: Mm, start: int, size: int, prot: int, flags: int) -> None:
 
 @protocol
 def recorded_mmap(mm: Mm, start: int, size: int, prot: int, flags: int) -> None:
-    """mmap()."""
-    mm_mmap(mm, start, size, prot, flags, file_of(mm, flags), 0)
+    """mmap(). A file put over a part of a file's mapping is taken to be that part again, as the dynamic linker does."""
+    file = file_of(mm, flags)
+    pgoff = 0
+    vma = vma_at(mm, start)
+    if flags & MAP_FIXED and not flags & MAP_ANONYMOUS and vma and vma.file:
+        file = vma.file
+        pgoff = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
+    mm_mmap(mm, start, size, prot, flags, file, pgoff)
 
 
 @protocol
@@ -166,6 +173,14 @@ def infer_vma(mm: Mm, page: int, write: int) -> Vma:
         cut_vmas(mm, page, page + PAGE_SIZE)
         vma = add_vma(mm, page, page + PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_INFERRED, 0, page >> PAGE_SHIFT, 0)
     return vma
+
+
+@protocol
+def recorded_copy(mm: Mm, addr: int) -> None:
+    """The only child that shares a page has written to it, and has a copy now: the page is the process's own again."""
+    pte = pt_get(mm.pt, addr & PAGE_MASK)
+    if pte & ANON and not pte & EXCLUSIVE:
+        pt_set(mm.pt, addr & PAGE_MASK, pte | EXCLUSIVE)
 
 
 @protocol

@@ -25,13 +25,18 @@ MAP_PRIVATE = 0x02
 MAP_ANONYMOUS = 0x20
 MAP_GROWSDOWN = 0x0100
 MAP_NORESERVE = 0x4000
+MAP_STACK = 0x20000
 # Which MAP_* bits tell one kind of mapping from another; the rest is about how it was made.
 MAP_KIND = MAP_SHARED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE
 
-# Further flags of a VMA, above MAP_*: VM_DONTCOPY, VM_WIPEONFORK, VM_ACCOUNT.
+# Further flags of a VMA, above MAP_*: VM_DONTCOPY, VM_WIPEONFORK, VM_ACCOUNT ...
 DONTCOPY = 1 << 24
 WIPEONFORK = 1 << 25
 ACCOUNT = 1 << 26
+HUGEPAGE = 1 << 27
+NOHUGEPAGE = 1 << 28
+DONTDUMP = 1 << 29
+MERGEABLE = 1 << 31
 
 UNKNOWN = 1  # bit of Vma.file: only told from others, there is no File
 
