@@ -25,6 +25,7 @@ from faultpath.trace.schema import Trace, open_trace
 
 SCHEMA = "faultpath/agreement/1"
 OUTSIDE = "outside any recorded call or fault"
+EXECUTES = "exec"
 
 Progress = Callable[[str, int, int], None]
 Raised = tuple[int, int, int]  # start, end, Event
@@ -50,6 +51,8 @@ def agreement(
     sources: Sequence[Path], pid: int | None = None, progress: Progress = lambda what, done, total: None
 ) -> dict[str, Any]:
     """Derive the invalidations of each source that holds the tap's, and compare.
+
+    A child is under the tap from its exec on: what it does before is not compared.
 
     :param pid: the process, by default the one with most page faults
     :raises FaultpathError: a wrong request or input, or a recording without the tap
@@ -80,9 +83,12 @@ def _trace(trace: Trace, name: str, pid: int | None, progress: Progress) -> dict
             pass
     pending: dict[int, list[tuple[int, Raised]]] = {}
     done = 0
+    watched = not feed.ancestors(trace, found, process.pid)
     for rows, tids in feed.ordered(trace, process.pid):
         for where, tapped, derived in _by_row(derivation, rows, tids, pending):
-            tally.compare(where, tapped, derived)
+            if watched:
+                tally.compare(where, tapped, derived)
+            watched = watched or where == EXECUTES
         done += len(rows)
         progress(name, done, process.rows)
     for raised in pending.values():
@@ -133,6 +139,8 @@ def _by_row(
             if op not in (Op.EXEC, Op.EXIT):  # all goes, whatever there was
                 yield _name(op), mine, derived.get(i, [])
                 yield OUTSIDE, others, []
+        if op == Op.EXEC:
+            yield EXECUTES, [], []
 
 
 def _belongs(within: int, what: Raised, op: int, addr: int) -> bool:

@@ -99,6 +99,27 @@ def compare(
 
 
 @cli.command()
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--pid", type=int, help="The process [the one with most page faults]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
+def agreement(traces: tuple[Path, ...], pid: int | None, as_json: bool) -> None:
+    """Derive invalidations from the calls and faults of each TRACE alone, and compare with those the tap recorded.
+
+    Two agree that were raised in the same call or fault, over the same range, as the same event.
+    """
+    from faultpath.agreement import agreement
+
+    with progress() as show:
+        document = agreement(traces, pid, show)
+    if as_json:
+        print_json(document)
+        return
+    from faultpath.report.agreement import agreed
+
+    agreed(document)
+
+
+@cli.command()
 @click.argument("designs", metavar="DESIGN...", nargs=-1)
 @click.option("-s", "--scenario", "scenarios", multiple=True, help="NAME, FILE.py or FILE.py:NAME [all that apply]")
 @click.option(

@@ -11,11 +11,15 @@ from faultpath.kernel.mirror import device_access
 from faultpath.kernel.mm.fault import mm_cpu_fault
 from faultpath.kernel.mm.files import mm_truncate
 from faultpath.kernel.mm.fork import mm_exit, mm_fork
-from faultpath.kernel.mm.madvise import MADV_DONTNEED, mm_madvise
+from faultpath.kernel.mm.huge import mm_collapse, mm_split_huge
+from faultpath.kernel.mm.ksm import mm_ksm_merge
+from faultpath.kernel.mm.madvise import MADV_DONTNEED, MADV_MERGEABLE, mm_madvise
+from faultpath.kernel.mm.migrate import mm_migrate, mm_numa_hinting
 from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
 from faultpath.kernel.mm.mprotect import mm_mprotect
 from faultpath.kernel.mm.mremap import MREMAP_FIXED, mm_mremap
 from faultpath.kernel.mm.reclaim import mm_oom_reap, mm_reclaim
+from faultpath.kernel.mm.task_mmu import mm_clear_soft_dirty
 from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, UNKNOWN
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE
 from faultpath.kernel.threads import closing, faulting, mapping_again
@@ -165,6 +169,41 @@ def exit_process() -> Call:
 def reclaim(page: int) -> Call:
     """kswapd takes a page."""
     return Call("kswapd", mm_reclaim, (MM, address(page)))
+
+
+def migrate(page: int) -> Call:
+    """A page moves to other memory."""
+    return Call("migration", mm_migrate, (MM, address(page)))
+
+
+def numa_hinting(page: int, pages: int) -> Call:
+    """NUMA balancing looks who uses pages."""
+    return Call("numa", mm_numa_hinting, (MM, address(page), pages * PAGE))
+
+
+def collapse(page: int, pages: int) -> Call:
+    """khugepaged makes a huge page, for which these stand."""
+    return Call("khugepaged", mm_collapse, (MM, address(page), pages * PAGE))
+
+
+def split_huge(page: int, pages: int) -> Call:
+    """A huge page, for which these stand, is split."""
+    return Call("split", mm_split_huge, (MM, address(page), pages * PAGE))
+
+
+def ksm_merge(page: int) -> Call:
+    """ksmd puts a page of equal content in place of one (after madvise(MADV_MERGEABLE))."""
+    return Call("ksmd", mm_ksm_merge, (MM, address(page)))
+
+
+def mergeable(page: int, pages: int) -> Call:
+    """madvise(MADV_MERGEABLE)."""
+    return Call("MERGEABLE", mm_madvise, (MM, address(page), pages * PAGE, MADV_MERGEABLE))
+
+
+def clear_soft_dirty() -> Call:
+    """Somebody writes 4 to /proc/PID/clear_refs."""
+    return Call("clear_refs", mm_clear_soft_dirty, (MM,))
 
 
 def truncate(page: int, pages: int) -> Call:

@@ -18,12 +18,16 @@ from faultpath.kernel.mirror import attach
 from faultpath.kernel.mm.fault import mm_cpu_fault
 from faultpath.kernel.mm.files import mm_truncate
 from faultpath.kernel.mm.fork import mm_exit, mm_fork, mm_init, mmget, mmget_not_zero, mmput
+from faultpath.kernel.mm.huge import mm_collapse, mm_split_huge
+from faultpath.kernel.mm.ksm import mm_ksm_merge
 from faultpath.kernel.mm.madvise import mm_madvise
+from faultpath.kernel.mm.migrate import mm_migrate, mm_numa_hinting
 from faultpath.kernel.mm.mmap import mm_brk, mm_mmap, mm_munmap
 from faultpath.kernel.mm.mprotect import mm_mprotect
 from faultpath.kernel.mm.mremap import mm_mremap
 from faultpath.kernel.mm.raising import RAISES_ALL, RAISES_CALLS, RAISES_NOTHING
 from faultpath.kernel.mm.reclaim import mm_oom_reap, mm_reclaim
+from faultpath.kernel.mm.task_mmu import mm_clear_soft_dirty
 from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm, Range, mmu_interval_read_begin
 from faultpath.kernel.primitives import ghost, pagetable
@@ -41,12 +45,13 @@ STACK = 5 << 30
 ANON, SHARED, PRIVATE_FILE, STACKS = (0x22, 0, 0), (0x01, 1, 0), (0x02, 3, 0), (0x122, 0, 0)
 RW, READ = 3, 1
 CPU_READ, CPU_WRITE = 0, 1
-DONTNEED, FREE, REMOVE = 4, 8, 9
+DONTNEED, FREE, REMOVE, MERGEABLE = 4, 8, 9, 12
 WHERE = {ghost.STARTING: "starting", ghost.STARTED: "started", ghost.OVER: "over"}
 
 OPERATIONS = [
     mm_init, mm_mmap, mm_munmap, mm_mprotect, mm_mremap, mm_madvise, mm_brk, mm_fork, mm_cpu_fault, mm_reclaim,
-    mm_truncate, mm_oom_reap, mm_exit, mmget, mmget_not_zero, mmput,
+    mm_truncate, mm_oom_reap, mm_exit, mmget, mmget_not_zero, mmput, mm_migrate, mm_numa_hinting, mm_collapse,
+    mm_split_huge, mm_clear_soft_dirty, mm_ksm_merge,
 ]  # fmt: skip
 OTHERS = [full_va.design.open, full_va.design.fault, attach, hmm_range_fault, mmu_interval_read_begin]
 
@@ -141,7 +146,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 EIGHT = AT, AT + 8 * PAGE
 ONE = AT, AT + PAGE
 READS, WRITES, NONE = 1, -1, 0
-STAYS, GOES, READ_ONLY = range(3)
+STAYS, GOES, READ_ONLY, MOVES = range(4)
 
 # Operation, arguments, events with (mmap_lock, i_mmap_rwsem), what becomes of the PTE at AT.
 ORDER = {
@@ -175,6 +180,11 @@ ORDER = {
     "spurious fault": (mm_cpu_fault, (AT, CPU_WRITE), [], STAYS),
     "reclaim": (mm_reclaim, (AT,), [(Event.CLEAR, *ONE, NONE, 0)], GOES),
     "reclaim, nothing there": (mm_reclaim, (AT + PAGE,), [], STAYS),
+    "migration": (mm_migrate, (AT,), [(Event.CLEAR, *ONE, NONE, 0)], MOVES),
+    "numa hinting": (mm_numa_hinting, (0, ULONG_MAX), [(Event.PROTECTION_VMA, *EIGHT, READS, 0)], STAYS),
+    "collapse": (mm_collapse, (AT, 8 * PAGE), [(Event.CLEAR, *EIGHT, WRITES, 0)], MOVES),
+    "split of a huge page": (mm_split_huge, (AT, 8 * PAGE), [(Event.CLEAR, *EIGHT, NONE, 0)], STAYS),
+    "soft dirty": (mm_clear_soft_dirty, (), [(Event.SOFT_DIRTY, 0, ULONG_MAX, WRITES, 0)], READ_ONLY),
     "truncate": (mm_truncate, (AT, PAGE), [(Event.CLEAR, *ONE, NONE, 1)], GOES),
     "oom": (mm_oom_reap, (), [(Event.UNMAP, *EIGHT, READS, 0)], GOES),
     "exit": (mmput, (), [(Event.UNMAP, 0, ULONG_MAX, READS, 0)], GOES),
@@ -187,12 +197,23 @@ def test_an_event_starts_before_the_ptes_change_and_ends_after(what: str, machin
     before = machine.pte()
     machine.call(operation, *args)
     assert machine.events() == events
-    after = {STAYS: before, GOES: 0, READ_ONLY: before & ~WRITE}[fate]
-    assert machine.pte() == after
+    after = machine.pte()
+    check_fate(fate, before, after)
     for i, seen in enumerate(machine.seen):
         expected = after if i > 2 or seen.mark == "over" else before
+        if what == "migration" and seen.mark == "over":
+            expected = 0
         if not what.startswith("mremap shrinks and"):  # there the second event is about the page
             assert seen.pte == expected, seen
+
+
+def check_fate(fate: int, before: int, after: int) -> None:
+    """What has become of a page-table entry."""
+    if fate == MOVES:
+        assert after & (VALID | WRITE) == before & (VALID | WRITE)
+        assert after != before
+    else:
+        assert after == {STAYS: before, GOES: 0, READ_ONLY: before & ~WRITE}[fate]
 
 
 @pytest.mark.parametrize("what", ORDER)
@@ -202,7 +223,23 @@ def test_recorded_events_are_all_there_is_to_raise(what: str, monkeypatch: pytes
     before = machine.pte()
     machine.call(operation, *args)
     assert machine.events() == (events if what in ("exit", "oom") else [])
-    assert machine.pte() == {STAYS: before, GOES: 0, READ_ONLY: before & ~WRITE}[fate]
+    check_fate(fate, before, machine.pte())
+
+
+def test_a_page_that_is_merged_is_told_of_twice(machine: Machine) -> None:
+    """Before it is write-protected, and before the one that takes its place; then a write copies it."""
+    before = machine.pte()
+    machine.call(mm_ksm_merge, AT)
+    assert machine.events() == []  # only where merging was asked for
+    machine.call(mm_madvise, AT, 8 * PAGE, MERGEABLE)
+    machine.call(mm_ksm_merge, AT)
+    merged = machine.pte()
+    assert machine.events() == [(Event.CLEAR, *ONE, READS, 0)] * 2
+    assert [s.pte for s in machine.seen] == [before, before, *[before & ~WRITE] * 3, merged]
+    assert merged & (VALID | WRITE) == VALID
+    machine.seen.clear()
+    machine.call(mm_cpu_fault, AT, CPU_WRITE)
+    assert machine.events() == [(Event.CLEAR, *ONE, READS, 0)]
 
 
 def test_a_hole_in_a_file_is_made_without_mmap_lock(machine: Machine) -> None:
@@ -450,7 +487,7 @@ def coherent(w: world.Words, mm: Mm, device: int) -> bool:
 
 
 THREADS = ["munmap", "mmap over it", "mprotect", "dontneed", "free", "mremap moves", "fork"]
-THREADS += ["reclaim", "truncate", "oom", "exit"]
+THREADS += ["reclaim", "migration", "numa hinting", "collapse", "soft dirty", "truncate", "oom", "exit"]
 
 
 @pytest.mark.parametrize("what", THREADS)

@@ -19,7 +19,7 @@ KINDS = [PRIVATE | ANONYMOUS] * 3 + [SHARED | ANONYMOUS, PRIVATE, SHARED]
 KINDS += [PRIVATE | ANONYMOUS | more for more in (NORESERVE, GROWSDOWN, STACK)]
 NONE, READ, READ_WRITE = 0, 1, 3
 MAY_MOVE_FIXED, DONT_UNMAP = 3, 4
-DONTNEED, FREE, REMOVE, DONTNEED_LOCKED = 4, 8, 9, 24
+DONTNEED, FREE, REMOVE, COLD, PAGEOUT, DONTNEED_LOCKED = 4, 8, 9, 20, 21, 24
 # Of a mapping: not in a child, without huge pages, not in a core dump, empty in a child; and the way back.
 MARKS = [10, 11, 15, 16, 17, 18, 19]
 
@@ -68,7 +68,7 @@ calls = st.one_of(
     st.builds(
         lambda where, advice: ("madvise", *where, advice),
         ranges(),
-        st.sampled_from([DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, *MARKS]),
+        st.sampled_from([DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, COLD, PAGEOUT, *MARKS]),
     ),
     moves(),
     addresses.map(lambda at: ("read", at)),

@@ -92,6 +92,15 @@ CASES: dict[str, list[Call]] = {
         ("mmap", 0, 8 * PAGE, 3, ANON, 0, 0), ("write", 0), ("munmap", 0, 8 * PAGE),
         ("mmap", 0, 8 * PAGE, 3, ANON, 0, 0), ("mprotect", 0, PAGE, 1),
     ],
+    "a stack that must not grow so far has an anon_vma nevertheless": [
+        ("mmap", PUD - PMD, PAGE, 3, 0x122, 0, 0), ("read", 0), ("read", PUD - PMD - 4 * PAGE), ("read", 0),
+        ("fork", 1),
+    ],
+    "without swap MADV_PAGEOUT takes pages of files that nobody else maps": [
+        ("mmap", 0, 4 * PAGE, 3, 1, 0, 0), ("mmap", 8 * PAGE, 4 * PAGE, 3, 1, 0, 2 * PAGE), ("write", 0),
+        ("write", PAGE), ("write", 2 * PAGE), ("read", 8 * PAGE), ("mmap", 16 * PAGE, PAGE, 3, ANON, 0, 0),
+        ("write", 16 * PAGE), ("madvise", 0, 4 * PAGE, 21), ("madvise", 16 * PAGE, PAGE, 21),
+    ],
     "a private mapping that was written stays accounted": [
         ("mmap", 0, PAGE, 1, ANON, 0, 0), ("mmap", PAGE, PAGE, 3, ANON, 0, 0), ("write", PAGE),
         ("mprotect", PAGE, PAGE, 1), ("madvise", 0, 2 * PAGE, 4),

@@ -473,7 +473,7 @@ class AddressSpace:
             vma = self.add(page, page + PAGE, READ | WRITE, PRIVATE | ANONYMOUS, 0, page, 0, frozenset({"inferred"}))
         if vma.prot & WRITE if write else vma.prot:
             if write and present and page not in self.pages:
-                self.put(page, Page(False))
+                self.put(page, Page(False, anonymous=bool(self.forks and not vma.file)))
             self.bring_in(vma, page, write, told=True)
 
     def bring_in(self, vma: Vma, address: int, write: bool, told: bool) -> None:

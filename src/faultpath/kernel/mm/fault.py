@@ -4,9 +4,9 @@ A CPU page table changes between range_start and range_end, except where a fault
 under the PTE lock is one step; whoever decided by an earlier look at an entry says what it saw, and does nothing if
 that is gone (pte_same). A zap is one step over its whole range: the kernel drops the lock every 2 MiB.
 
-The upper byte of a CPU's PTE says what page it maps. ANON: an anonymous one, EXCLUSIVE if it is this mm's alone
-(PageAnonExclusive, Linux 5.19); of one that was shared by a fork, how many forks came before it (birth). ZERO: the zero
-page. Neither: a file's.
+The upper byte of a CPU's PTE says what page it maps. ANON: an anonymous one; ZERO: the zero page; neither: a file's.
+EXCLUSIVE: no fork has given it to a child (of an anonymous one PageAnonExclusive, Linux 5.19); of others is known how
+many forks came before them (birth).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def filemap_map_pages(mm: Mm, vma: Vma, page: int, file: File) -> None:
 @protocol
 def map_file_page(mm: Mm, vma: Vma, page: int) -> None:
     """do_set_pte() of a read: writable if the VMA's page protection says so, which it does for shared memory."""
-    entry = new_frame(page) | VALID
+    entry = new_frame(page) | VALID | EXCLUSIVE | mm.forks << BIRTH_SHIFT
     if vma.flags & MAP_SHARED and vma.prot & PROT_WRITE:
         entry = entry | WRITE
     pt_cmpxchg(mm.pt, page, 0, entry)
@@ -184,12 +184,16 @@ def within_stack_limit(vma: Vma, page: int) -> int:
 
 @protocol
 def expand_stack(mm: Mm, vma: Vma, page: int) -> None:
-    """expand_downwards(), Linux 6.18, unless it is no stack, or too little would be left to what is below."""
-    below = next_vma(mm, page - STACK_GUARD_GAP)
-    if below.start < vma.start and not below.flags & MAP_GROWSDOWN and below.prot:
+    """expand_downwards(), Linux 6.18: unless too little would be left to what is below, or it would be too large."""
+    below = Vma(NULL)
+    near = next_vma(mm, page - STACK_GUARD_GAP)
+    while near.start < vma.start:
+        below = near
+        near = next_vma(mm, near.last + 1)
+    if below and not below.flags & MAP_GROWSDOWN and below.prot:
         return
+    anon_vma_prepare(mm, vma)
     if within_stack_limit(vma, page):
-        anon_vma_prepare(mm, vma)
         resize_vma(mm, vma, page, vma.last)
 
 
@@ -211,7 +215,7 @@ def lock_mm_and_find_vma(mm: Mm, page: int) -> Vma:
         return NULL
     down_write(mm.mmap_lock)
     vma = next_vma(mm, page)
-    if vma and vma.start > page:
+    if vma and vma.start > page and vma.flags & MAP_GROWSDOWN:
         expand_stack(mm, vma, page)
     if not vma or vma.start > page:
         up_write(mm.mmap_lock)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from faultpath.kernel.errno import EACCES, EINVAL, ENOMEM
-from faultpath.kernel.mm.fault import File
-from faultpath.kernel.mm.files import mm_truncate, punch_hole
+from faultpath.kernel.mm.fault import ANON, EXCLUSIVE, ZERO, File, shared_with_a_child
+from faultpath.kernel.mm.files import mm_truncate, next_mapping, punch_hole
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
+from faultpath.kernel.mm.reclaim import mm_reclaim
 from faultpath.kernel.mm.versions import LINUX_6_12
 from faultpath.kernel.mm.vma import (
     DONTCOPY,
@@ -23,7 +24,7 @@ from faultpath.kernel.mm.vma import (
 )
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
-from faultpath.kernel.primitives.pagetable import PAGE_SHIFT
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, pt_get, pt_next
 from faultpath.protocol.language import protocol
 
 MADV_DONTNEED = 4
@@ -39,7 +40,38 @@ MADV_DONTDUMP = 16
 MADV_DODUMP = 17
 MADV_WIPEONFORK = 18
 MADV_KEEPONFORK = 19
+MADV_PAGEOUT = 21
 MADV_DONTNEED_LOCKED = 24
+
+
+@protocol
+def mapped_elsewhere(mm: Mm, vma: Vma, page: int, pte: int) -> int:
+    """folio_maybe_mapped_shared(): whether a page of a file is mapped at another place, or by a child."""
+    if not pte & EXCLUSIVE and shared_with_a_child(mm, pte):
+        return 1
+    if vma.file & UNKNOWN:
+        return 0
+    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    other = next_mapping(mm, vma.file, -1, 0)
+    while other:
+        at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
+        if at >= other.start and at <= other.last and at != page:
+            entry = pt_get(mm.pt, at)
+            if entry & VALID and not entry & ANON:
+                return 1
+        other = next_mapping(mm, vma.file, other.pgoff, other.linked)
+    return 0
+
+
+@protocol
+def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
+    """madvise_pageout(), Linux 6.18, without swap: the pages of files go that nobody else maps, one by one."""
+    page = pt_next(mm.pt, start, end)
+    while page < end:
+        pte = pt_get(mm.pt, page)
+        if not pte & (ANON | ZERO) and not mapped_elsewhere(mm, vma, page, pte):
+            mm_reclaim(mm, page)
+        page = pt_next(mm.pt, page + PAGE_SIZE, end)
 
 
 @protocol
@@ -48,6 +80,9 @@ def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
     flags = vma.flags
     if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED:
         zap_range(mm, start, end, CLEAR)
+        return 0
+    if advice == MADV_PAGEOUT:
+        madvise_pageout(mm, vma, start, end)
         return 0
     if advice == MADV_FREE:
         if vma.file:

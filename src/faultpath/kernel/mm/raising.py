@@ -17,6 +17,7 @@ UNMAP = int(Event.UNMAP)
 CLEAR = int(Event.CLEAR)
 PROTECTION_VMA = int(Event.PROTECTION_VMA)
 PROTECTION_PAGE = int(Event.PROTECTION_PAGE)
+SOFT_DIRTY = int(Event.SOFT_DIRTY)
 RELEASE = int(Event.RELEASE)
 
 # Mm.raises. Each includes those before it.

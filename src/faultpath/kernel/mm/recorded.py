@@ -198,6 +198,9 @@ def recorded_fault(mm: Mm, addr: int, error_code: int) -> None:
     vma = infer_vma(mm, page, write)
     if (write and vma.prot & PROT_WRITE) or (not write and vma.prot):
         if write and error_code & PF_PROT and not pt_get(mm.pt, page):
-            pt_set(mm.pt, page, new_frame(page) | VALID)
+            entry = new_frame(page) | VALID
+            if mm.forks and not vma.file:
+                entry = entry | ANON  # the kernel wrote to it before a fork; without one it is the zero page
+            pt_set(mm.pt, page, entry)
         handle_mm_fault(mm, vma, page, write, RAISES_CALLS)
     up_read(mm.mmap_lock)
