@@ -4,8 +4,8 @@ The tables are those that matter for unified memory, with the columns of
 
 * ``2026.4``: the user guide's "SQLite Schema Reference" (schema 3.28.1);
 * ``2024.5``: an export by Nsight Systems 2024.5.1 (schema 3.13.2), from the test data of hpcgroup/pipit;
-* ``2022.2``: an export by Nsight Systems 2022.2.1 (schema 2.9.1), likewise: without enum tables, and with the older name of
-  the table of meta data.
+* ``2022.2``: an export by Nsight Systems 2022.2.1 (schema 2.9.1), likewise: without enum tables, and with the older
+  name of the table of meta data.
 
 Numbers and names in enum tables, the form of global ids and the rows of TARGET_INFO_SYSTEM_ENV are those of the second.
 The events are invented: see ``STORY`` and ``storm``.

@@ -15,8 +15,8 @@ CUDA_GPU_MEMORY_USAGE_EVENTS   of managed memory: deallocation, INVALIDATE (UNMA
 =============================  ===========================================================================
 
 Why migrations to a device give nothing: migrate_vma raises MMU_NOTIFY_MIGRATE with its owner, so that the driver of the
-device that the pages go to can pass over it (include/linux/mmu_notifier.h, Linux 6.1); that device maps them. A migration
-from a device takes its PTEs, whoever clears them.
+device that the pages go to can pass over it (include/linux/mmu_notifier.h, Linux 6.1); that device maps them. A
+migration from a device takes its PTEs, whoever clears them.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ class Database:
             log = Path(f"{source}{suffix}")
             if log.exists() and log.stat().st_size:
                 raise FaultpathError(f"a database with unfinished writes beside it ({log.name})", self.where, EXPORT)
+        self._check_size(source)
         # immutable: no lock is taken, and no file beside it is made or read
         uri = f"file:{quote(os.fsencode(source.absolute()))}?mode=ro&immutable=1"
         with self._refusing():
@@ -137,6 +138,15 @@ class Database:
             self._connection.execute("PRAGMA trusted_schema = OFF")
         plain = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE%' ORDER BY name"
         self.tables = [str(name) for (name,) in self.select(plain)]
+
+    def _check_size(self, source: Path) -> None:
+        """SQLite reads what a file lacks of its last page as zeros (database header: fileformat2.html, 1.3)."""
+        with source.open("rb") as file:
+            header = file.read(100)
+        page = int.from_bytes(header[16:18], "big")
+        pages = int.from_bytes(header[28:32], "big")
+        if header[24:28] == header[92:96] and pages * (1 << 16 if page == 1 else page) > source.stat().st_size:
+            raise FaultpathError("cannot read the database (it ends before its last page does)", self.where, EXPORT)
 
     def columns(self, table: str) -> list[str]:
         """Names of a table's columns, those that are computed left out; nothing where there is no such table."""
@@ -165,7 +175,7 @@ class Database:
     def _refusing(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, sqlite3.Warning, TypeError) as error:
+        except (sqlite3.Error, sqlite3.Warning, TypeError, UnicodeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise FaultpathError(f"cannot read the database ({reason})", self.where, EXPORT) from None
 
@@ -217,7 +227,7 @@ class NsysExport:
         return f"{column} IN ({', '.join(str(n) for n in sorted(self.enums[enum].values()))})" if column else "1"
 
     def rows(self, progress: Progress | None = None) -> Iterator[Columns]:
-        total = sum(self.database.select(f"SELECT max(rowid) FROM {TABLES[i].name}")[0][0] for i in self.used)
+        total = sum(self.database.select(f"SELECT count(*) FROM {TABLES[i].name}")[0][0] for i in self.used)
         done = 0
 
         def step(records: np.ndarray) -> None:
@@ -327,7 +337,7 @@ class NsysExport:
         if not {"name", "value"} <= {*self.database.columns(table)}:
             return {}
         chosen = ", ".join(f"'{name}'" for name in names)
-        query = f"SELECT name, substr(value, 1, {NAME}) FROM {table} WHERE name IN ({chosen}) LIMIT 64"
+        query = f"SELECT name, substr(value, 1, {NAME}) FROM {table} WHERE name IN ({chosen}) AND value IS NOT NULL"
         return {str(name): str(value) for name, value in self.database.select(query)}
 
     def _processes(self) -> list[dict[str, Any]]:
