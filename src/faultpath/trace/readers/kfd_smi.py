@@ -39,7 +39,7 @@ from faultpath.trace.schema import ADDRESS_LIMIT, COLUMNS, Columns, TraceMeta
 PAGE_SHIFT = 12  # not in the log
 PAGES = ADDRESS_LIMIT >> PAGE_SHIFT
 PID_LIMIT = 1 << 22
-CHUNK = 1 << 20
+CHUNK = 1 << 22
 SHORTEST = 15  # bytes of a line that gives an event, at least
 LONGEST = 4096  # bytes of a line, at most: the kernel's own have up to 96
 WINDOW = 1 << 16  # events that are held back, for others that come late: logs of several descriptors are read in turn
@@ -256,11 +256,11 @@ class Index:
         self.table = np.full((64, width), -1, np.int64)
 
     def of(self, keys: np.ndarray) -> np.ndarray:
-        values, inverse = np.unique(keys, return_inverse=True)
+        values = np.unique(keys)
         known = [self._numbers.setdefault(int(value), len(self._numbers)) for value in values]
         while len(self.table) < len(self._numbers):
             self.table = np.concatenate([self.table, np.full_like(self.table, -1)])
-        return np.array(known, np.int64)[inverse]
+        return np.array(known, np.int64)[np.searchsorted(values, keys)]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -326,7 +326,8 @@ class KfdSmiLog:
             batch = next(batches, None)
             if batch is not None:
                 held = np.concatenate([held, batch])
-                held = held[np.argsort(held[:, TIME], kind="stable")]
+                if (np.diff(held[:, TIME]) < 0).any():
+                    held = held[np.argsort(held[:, TIME], kind="stable")]
             ready = held[: len(held) - WINDOW] if batch is not None else held
             if len(ready):
                 self.late += int((ready[:, TIME] < last).sum())
