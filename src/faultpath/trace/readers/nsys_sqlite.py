@@ -26,6 +26,7 @@ import itertools
 import operator
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,8 +181,44 @@ class Database:
             raise FaultpathError(f"cannot read the database ({reason})", self.where, EXPORT) from None
 
 
+class Spool:
+    """Records of a table in a temporary file: to read them twice through SQLite, and sorted, took thrice as long.
+
+    :ivar by_time: whether they came in the order of their times, as nsys writes them
+    """
+
+    def __init__(self) -> None:
+        self.by_time = True
+        self._last = np.iinfo(np.int64).min
+        with _writing():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed with this
+
+    def add(self, records: np.ndarray) -> None:
+        times = records[:, TIME]
+        self.by_time &= bool(times[0] >= self._last and (np.diff(times) >= 0).all())
+        self._last = times[-1]
+        with _writing():
+            self._file.write(records.tobytes())
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        with _writing():
+            self._file.seek(0)
+        while data := self._file.read(BATCH * WIDTH * 8):
+            yield np.frombuffer(data, np.int64).reshape(-1, WIDTH)
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FaultpathError(
+            f"cannot write a temporary file ({error.strerror})", tempfile.gettempdir(), "free space, or set TMPDIR"
+        ) from None
+
+
 class NsysExport:
-    """Tables are read twice: what is mapped shows only at their end."""
+    """Mappings come first in a trace and show last in a file: its records wait for them on disk."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -237,15 +274,22 @@ class NsysExport:
                 progress(min(self.size * done // (2 * total), self.size), self.size)
 
         found = Extents()
+        spools = []
         for index in self.used:
-            for records in self._records(index, ordered=False):
+            spools.append(spool := Spool())
+            for records in self._records(index):
                 self._check(records)
                 named = records[(records[:, ADDR] >= 0) & (records[:, OWNER] >= 0)]
                 starts = named[:, ADDR] & -PAGE
                 found.add(_pids(named), starts, (named[:, ADDR] + np.maximum(named[:, SIZE], 1) + PAGE - 1) & -PAGE)
+                spool.add(records)
                 step(records)
+        by_time = [
+            iter(spool) if spool.by_time else self._records(index, " ORDER BY start, rowid")
+            for index, spool in zip(self.used, spools, strict=True)
+        ]
         begun = False
-        for records in _merged([self._records(index, ordered=True) for index in self.used]):
+        for records in _merged(by_time):
             columns = self._rows(records)
             if not begun and len(columns["time"]):
                 yield found.rows(int(columns["time"][0]))
@@ -253,15 +297,13 @@ class NsysExport:
             yield columns
             step(records)
 
-    def _records(self, index: int, ordered: bool) -> Iterator[np.ndarray]:
-        """Records of a table, by time with ``ordered``, else only OWNER, ADDR and SIZE of them."""
+    def _records(self, index: int, order: str = "") -> Iterator[np.ndarray]:
         table = TABLES[index]
-        fields = {at: name for at, name in table.fields.items() if ordered or at in (OWNER, ADDR, SIZE)}
-        chosen = ", ".join(f"ifnull({name}, -1)" if name in NULLABLE else name for name in fields.values())
-        query = f"SELECT {chosen} FROM {table.name} WHERE {self._which(table)}"
-        for batch in self.database.records(f"{query} ORDER BY start, rowid" if ordered else query, len(fields)):
+        chosen = ", ".join(f"ifnull({name}, -1)" if name in NULLABLE else name for name in table.fields.values())
+        query = f"SELECT {chosen} FROM {table.name} WHERE {self._which(table)}{order}"
+        for batch in self.database.records(query, len(table.fields)):
             records = np.zeros((len(batch), WIDTH), np.int64)
-            records[:, list(fields)] = batch
+            records[:, list(table.fields)] = batch
             records[:, TABLE] = index
             yield records
 
