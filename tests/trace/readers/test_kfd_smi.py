@@ -20,9 +20,9 @@ from faultpath.errors import FaultpathError
 from faultpath.trace.formats import recognise
 from faultpath.trace.importing import import_recording
 from faultpath.trace.ops import Event, Op
-from faultpath.trace.readers import kfd_smi
+from faultpath.trace.readers import extents, kfd_smi
 from faultpath.trace.readers.kfd_smi import KfdSmiLog
-from faultpath.trace.schema import COLUMNS, Columns, TraceMeta, check_rows, open_trace
+from faultpath.trace.schema import COLUMNS, Columns, TraceMeta, TraceWriter, check_rows, open_trace
 
 PAGE = 4096
 
@@ -238,7 +238,38 @@ def test_compare_uses_the_accesses_of_the_log(tmp_path: Path) -> None:
     assert trace["results"][0]["counters"]["ptes_zapped"] == 2
 
 
+def test_calls_raise_nothing_where_the_device_tells(tmp_path: Path) -> None:
+    """invalidations_from: of a device's recording none are derived, of a model's they are."""
+    raised = {}
+    for where in ("device", "model"):
+        columns = {name: np.zeros(3, dtype) for name, dtype in COLUMNS.items()}
+        columns["op"][:] = Op.VMA, Op.ACCESS, Op.MUNMAP
+        columns["addr"][:] = HEAP * PAGE
+        columns["len"][:] = PAGE, 0, PAGE
+        columns["arg"][:] = 3, 1, 0
+        columns["aux"][0] = 0x22
+        with TraceWriter(tmp_path / "t.trace") as writer:
+            writer.write(columns)
+            writer.finish(TraceMeta("made", invalidations_from=where))
+        trace = compare([tmp_path / "t.trace"], ["full-va"])["traces"][0]
+        counters = trace["results"][0]["counters"]
+        raised[trace["invalidations_from"]] = (counters["device_faults"], counters["invalidations"])
+    assert raised == {"device": (1, 0), "model": (1, 1)}
+
+
 # --- what is refused
+
+
+def test_more_devices_processes_or_memory_than_there_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(text: str, words: str) -> None:
+        with pytest.raises(FaultpathError, match=words):
+            imported(tmp_path, text)
+
+    refused(lines(*(fault(1, 0, gpu=gpu) for gpu in range(257))), "more than 256 devices")
+    monkeypatch.setattr(extents, "MOST_PIECES", 2)
+    refused(lines(*(fault(1, page) for page in (0, 1 << 20, 2 << 20))), "more than 2 separate pieces")
+    monkeypatch.setattr(extents, "MOST_PROCESSES", 2)
+    refused(lines(*(f"7 1 -{pid} @1(1) R" for pid in (1, 2, 3))), "more than 2 processes")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ b   UNMAP_FROM_GPU    ns -pid @addr(size) node trigger               INVALIDATE:
 c   DROPPED_EVENT     ns -pid count                                  lost events
 ==  ================  =============================================  ============================================
 
+No event tells the thread: ``tid`` is the process.
+
 A fault's device PTEs are in only when it ends, after the migration that it may itself make and the invalidation that
 this raises: its row stands there. Where the log has no PAGE_FAULT_END at all, it stands at the start.
 
@@ -43,6 +45,8 @@ CHUNK = 1 << 22
 SHORTEST = 15  # bytes of a line that gives an event, at least
 LONGEST = 4096  # bytes of a line, at most: the kernel's own have up to 96
 WINDOW = 1 << 16  # events that are held back, for others that come late: logs of several descriptors are read in turn
+
+MOST_DEVICES = 256  # more than a machine has
 
 MIGRATE_START, MIGRATE_END, FAULT_START, FAULT_END, QUEUE_EVICTION, QUEUE_RESTORE, UNMAP, DROPPED = range(5, 13)
 KINDS = 32
@@ -279,11 +283,13 @@ class KfdSmiLog:
         self.cut = False
 
     def rows(self, progress: Progress | None = None) -> Iterator[Columns]:
-        found = Extents()
+        found = Extents(str(self.source))
         for events in self._events(self.seen, progress, 0):
             starts = events[:, ADDR] << PAGE_SHIFT
             found.add(events[:, PID], starts, starts + (events[:, SIZE] << PAGE_SHIFT))
             self.devices.of(events[events[:, KIND] != MIGRATE_START, NODE])
+            if len(self.devices) > MOST_DEVICES:
+                raise FaultpathError(f"more than {MOST_DEVICES} devices", str(self.source), "the log is damaged")
         begun = False
         for events in self._in_order(self._events(np.zeros_like(self.seen), progress, self.size)):
             columns = self._rows(events)

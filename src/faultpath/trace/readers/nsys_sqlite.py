@@ -14,6 +14,8 @@ CUPTI_ACTIVITY_KIND_MEMCPY     copy kind "unified": from the device, INVALIDATE 
 CUDA_GPU_MEMORY_USAGE_EVENTS   of managed memory: deallocation, INVALIDATE (UNMAP) of its whole pages
 =============================  ===========================================================================
 
+No record tells the thread: ``tid`` is the process.
+
 Why migrations to a device give nothing: migrate_vma raises MMU_NOTIFY_MIGRATE with its owner, so that the driver of the
 device that the pages go to can pass over it (include/linux/mmu_notifier.h, Linux 6.1); that device maps them. A
 migration from a device takes its PTEs, whoever clears them.
@@ -264,7 +266,8 @@ class NsysExport:
         return f"{column} IN ({', '.join(str(n) for n in sorted(self.enums[enum].values()))})" if column else "1"
 
     def rows(self, progress: Progress | None = None) -> Iterator[Columns]:
-        total = sum(self.database.select(f"SELECT count(*) FROM {TABLES[i].name}")[0][0] for i in self.used)
+        counts = [f"SELECT count(*) FROM {TABLES[i].name} WHERE {self._which(TABLES[i])}" for i in self.used]
+        total = sum(self.database.select(count)[0][0] for count in counts)
         done = 0
 
         def step(records: np.ndarray) -> None:
@@ -273,7 +276,7 @@ class NsysExport:
             if progress:
                 progress(min(self.size * done // (2 * total), self.size), self.size)
 
-        found = Extents()
+        found = Extents(str(self.source))
         spools = []
         for index in self.used:
             spools.append(spool := Spool())
