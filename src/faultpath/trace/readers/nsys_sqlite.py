@@ -1,7 +1,8 @@
 """Nsight Systems exports (``nsys export --type sqlite``): what happened to unified memory, as rows of a trace.
 
-Tables and columns are those of the user guide's "SQLite Schema Reference" and of exports of Nsight Systems 2022.2 to
-2026.4 (schema 2.9 to 3.28). Which columns a table has is read from the file; tables without rows are often left out.
+Tables and columns are those of exports by Nsight Systems 2022.2 and 2024.5 (schema 2.9, 3.13) and of the user guide's
+"SQLite Schema Reference" of 2026.4 (3.28). Which columns a table has is read from the file; tables without rows are
+often left out.
 
 =============================  ===========================================================================
 table                          becomes
@@ -52,7 +53,6 @@ PROFILE = (
     "profile with: nsys profile --trace=cuda --cuda-um-gpu-page-faults=true --cuda-um-cpu-page-faults=true "
     "--cuda-memory-usage=true -- COMMAND; then nsys export --type=sqlite"
 )
-
 EXPORT = "export it again: nsys export --type=sqlite"
 
 GPU_FAULTS, CPU_FAULTS = "CUDA_UM_GPU_PAGE_FAULT_EVENTS", "CUDA_UM_CPU_PAGE_FAULT_EVENTS"
