@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,10 +20,21 @@ def _starts(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
 
 
+#: Lines of amdkfd's SMI event descriptor: any of them, and those about virtual memory (events 5 to 8 and 11).
+KFD_LINE = re.compile(rb"(?:[1-9a-f]|1[0-9a-f]) [^\r\n]{1,94}(?:\r?\n|\Z)")
+KFD_RANGE = re.compile(rb"^[5-8b] [0-9]+ -[0-9]+ @[0-9a-f]+\([0-9a-f]+\) [-0-9a-f>:RWMU ]+(?:\r?\n|\Z)", re.MULTILINE)
+
+
+def _kfd_smi(head: bytes) -> bool:
+    return KFD_LINE.match(head) is not None and KFD_RANGE.search(head) is not None
+
+
 #: How the first ``HEAD`` bytes of a file tell its format; the first that fits.
 FORMATS: dict[str, Callable[[bytes], bool]] = {
     "trace": _starts(b"PAR1"),
     "perf.data": _starts(b"PERFILE2", b"2ELIFREP", b"PERFFILE"),
+    "kfd-smi": _kfd_smi,
+    "nsys-sqlite": _starts(b"SQLite format 3\0"),
 }
 HEAD = 1 << 16
 

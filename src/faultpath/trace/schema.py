@@ -73,7 +73,7 @@ class TraceMeta:
     :ivar lost_events: events the kernel reported as lost, at least; ``lost_samples`` likewise for samples dropped
         before the buffer
     :ivar invalidations_from: ``tap`` when every ``invalidate_range_start`` was recorded, ``model`` when they must be
-        derived
+        derived; ``device`` when those were recorded by which a device lost pages, and others must not be derived
     :ivar missing: one sentence for each thing that was not recorded, and why
     :ivar dropped: events of the source that gave no row, by reason
     :ivar processes: ``{"pid", "parent", "comm"}`` of each, by pid
@@ -131,7 +131,7 @@ class TraceMeta:
             raise refuse("format")
         if self.page_size < 512 or self.page_size > 1 << 20 or self.page_size & (self.page_size - 1):
             raise refuse("page_size")
-        if self.invalidations_from not in ("tap", "model"):
+        if self.invalidations_from not in ("tap", "model", "device"):
             raise refuse("invalidations_from")
         for name in ("missing", "command"):
             if not (isinstance(getattr(self, name), list) and all(isinstance(s, str) for s in getattr(self, name))):

@@ -9,6 +9,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from faultpath.errors import FaultpathError
@@ -23,9 +24,9 @@ NUMBERS = [0, 1, 7, 8, 16, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 20, 0x7FFFFFFF
 NUMBERS += [(1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 4096]
 
 
-def mutate(random_: random.Random) -> bytes:
+def mutate(random_: random.Random, seeds: Sequence[bytes] = SEEDS) -> bytes:
     """One recording with one to eight things wrong."""
-    data = bytearray(random_.choice(SEEDS))
+    data = bytearray(random_.choice(seeds))
     for _ in range(random_.choice((1, 1, 1, 2, 3, 8))):
         if not data:
             break
@@ -48,7 +49,7 @@ def mutate(random_: random.Random) -> bytes:
         elif kind == 6:
             del data[at : at + random_.randrange(1, 200)]
         else:
-            other = random_.choice(SEEDS)
+            other = random_.choice(seeds)
             start = random_.randrange(len(other))
             data[at : at + 64] = other[start : start + random_.randrange(1, 256)]
     return bytes(data)
@@ -74,7 +75,13 @@ def read(path: Path) -> bool:
     return True
 
 
-def run(count: int, seed: int, seconds: float = float("inf")) -> tuple[int, int]:
+def run(
+    count: int,
+    seed: int,
+    seconds: float = float("inf"),
+    seeds: Sequence[bytes] = SEEDS,
+    read: Callable[[Path], bool] = read,
+) -> tuple[int, int]:
     """How many were tried and how many accepted."""
     random_ = random.Random(seed)
     end = time.monotonic() + seconds
@@ -82,7 +89,7 @@ def run(count: int, seed: int, seconds: float = float("inf")) -> tuple[int, int]
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         path = Path(folder) / "perf.data"
         while tried < count and time.monotonic() < end:
-            data = mutate(random_)
+            data = mutate(random_, seeds)
             path.write_bytes(data)
             try:
                 accepted += read(path)
