@@ -149,11 +149,11 @@ def _as_rows(columns: Columns) -> Rows:
     return Rows(*(columns[name].astype(np.int64) for name in names))
 
 
-def _with_reaccess(rows: Rows, tids: Column, tapped: bool) -> Rows:
+def _with_reaccess(rows: Rows, tids: Column, recorded: bool) -> Rows:
     """Insert a REACCESS of each range that was invalidated but stays mapped, after the call or fault that did it."""
     n = len(rows)
     place = np.arange(n, dtype=np.int64)
-    if tapped:
+    if recorded:
         ranges = (rows.ops == Op.INVALIDATE) & (rows.args != Event.UNMAP)
         by_thread = np.argsort(tids, kind="stable")
         closing = place.copy()
@@ -284,6 +284,6 @@ def batches(trace: Trace, pid: int, *, resident: bool) -> Iterator[Rows]:
 
     :param resident: insert REACCESS rows (``--accesses resident``)
     """
-    tapped = trace.meta.invalidations_from == "tap"
+    recorded = trace.meta.invalidations_from != "model"
     for rows, tids in ordered(trace, pid):
-        yield _with_reaccess(rows, tids, tapped) if resident else rows
+        yield _with_reaccess(rows, tids, recorded) if resident else rows
