@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,20 @@ from faultpath.trace.schema import check_readable
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
+#: A line of strace: thread, time, call with its result, or one of its own notes (strace 6.1).
+STRACE_LINE = re.compile(
+    rb"^ *(?:(?:\[pid +)?(?P<pid>\d+)(?:<[^>\n]*>)?\]? +)?(?:(?P<time>[\d:]+(?:\.\d+)?) +)?(?:\(\+ *[\d.]+\) +)?"
+    rb"(?:\[[^]\n]*\] )*(?:[a-z_]\w*\(.*(?:\) += (?:0x[0-9a-f]+|-?\d+|\?)|<unfinished \.\.\.>)|<\.\.\. \w+ resumed>"
+    rb"|\+\+\+ (?:exited with|killed by) |--- SIG[A-Z0-9]+ \{)",
+    re.MULTILINE,
+)
+#: A line of perf script: name, process and thread, processor, time, and a tracepoint or a record (perf 6.1).
+PERF_SCRIPT_LINE = re.compile(
+    rb"^(?:.{0,32}? )?-?\d+(?:/-?\d+)? +(?:\[\d{3,}\] +)?\d+\.\d{6,9}: +(?:\d+ +)?(?:[\w-]+:[\w-]+:|PERF_RECORD_[A-Z])",
+    re.MULTILINE,
+)
+
+
 def _starts(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
 
@@ -23,6 +38,8 @@ def _starts(*magics: bytes) -> Callable[[bytes], bool]:
 FORMATS: dict[str, Callable[[bytes], bool]] = {
     "trace": _starts(b"PAR1"),
     "perf.data": _starts(b"PERFILE2", b"2ELIFREP", b"PERFFILE"),
+    "perf script": lambda head: PERF_SCRIPT_LINE.search(head) is not None,
+    "strace": lambda head: STRACE_LINE.search(head) is not None,
 }
 HEAD = 1 << 16
 

@@ -256,8 +256,6 @@ def make_rows(  # type: ignore[no-untyped-def]
                 threads[thread, T_ARG] = VFORK_FLAGS
             elif call == FORK:
                 threads[thread, T_ARG] = FORK_FLAGS
-            elif call == CLONE3:
-                threads[thread, T_ARG] = 0
         elif event == SNAPSHOT or event == -pc.MMAP2 or event == -pc.MMAP:
             own = event != SNAPSHOT
             inside = own and 0 <= threads[thread, T_CALL] < MEMORY_CALLS
