@@ -51,7 +51,7 @@ def is_at(buf, at, stop, constant):  # type: ignore[no-untyped-def]
     """Whether the word lies at ``at``."""
     if stop - at < len(constant):
         return False
-    for i in range(len(constant)):
+    for i in range(len(constant)):  # noqa: SIM110 - all() does not compile
         if buf[at + i] != constant[i]:
             return False
     return True

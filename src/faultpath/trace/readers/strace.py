@@ -27,7 +27,9 @@ COMMAND = "strace -f -ttt -T -o FILE COMMAND"
 
 #: The lines that tell what number the first process has: of other threads, of clones, of strace itself.
 _PREFIX = re.compile(rb"^\[pid +(\d+)", re.MULTILINE)
-_BORN = re.compile(rb"(?:clone3?|v?fork)(?:\(| resumed>).*= (\d+)|^.* => \{parent_tid=.*= (\d+)$|Process (\d+) attached")
+_BORN = re.compile(
+    rb"(?:clone3?|v?fork)(?:\(| resumed>).*= (\d+)|^.* => \{parent_tid=.*= (\d+)$|Process (\d+) attached"
+)
 _OWN = re.compile(rb"(?:set_tid_address\(.*|getpid\(\)|gettid\(\)) += (\d+)")
 _RESUMED = re.compile(rb"(?:\[pid +)?(\d+)[\]< ].*?<\.\.\. (?:clone3?|v?fork) resumed>")
 _STRING = re.compile(rb'"((?:[^"\\\n]|\\.)*)"')

@@ -6,9 +6,9 @@ the time is the thread's; a call cut by another thread's line ends in ``<unfinis
 an exit has the time of the ``resumed`` line, else that of the line plus its duration (``-T``; without it, of the line).
 
 What perf records and strace does not, is made from results: a FORK where a new process is first seen or its maker
-returns, a COMM where an exec succeeds, an EXIT at ``+++ exited``. Whose thread a new number is, is told by the result of
-the clone that made it, which may come later: the walker stops at its first line with ``UNKNOWN`` and the caller looks
-ahead.
+returns, a COMM where an exec succeeds, an EXIT at ``+++ exited``. Whose thread a new number is, is told by the result
+of the clone that made it, which may come later: the walker stops at its first line with ``UNKNOWN`` and the caller
+looks ahead.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FLAGS, EXIT_SIGNAL, MAP_HUGE_SHIFT = (hash_name(n) for n in ("flags", "exit_sign
 ATTACHED, PROCESS = word(b" attached"), word(b"strace: Process ")
 PREFIX, RESUMED, UNFINISHED = word(b"[pid "), word(b" resumed>"), word(b"<unfinished ...>")
 EXITED, KILLED, SUPERSEDED = word(b"exited with "), word(b"killed by "), word(b"superseded by execve in pid ")
-INJECTED, ELSEWHERE = word(b" (INJECTED"), word(b" /* ")
+INJECTED, ELSEWHERE, FRAME = word(b" (INJECTED"), word(b" /* "), word(b" > ")  # FRAME: of a stack, -k
 
 
 @jit
@@ -185,7 +185,7 @@ def clone_flags(buf, at, stop, names, values):  # type: ignore[no-untyped-def]
     flags, found = np.int64(0), False
     while at < stop and buf[at] != 41 and buf[at] != 125:
         key, next_ = name_at(buf, at, stop)
-        if (key == FLAGS or key == EXIT_SIGNAL) and next_ < stop and buf[next_] == 61:
+        if key in (FLAGS, EXIT_SIGNAL) and next_ < stop and buf[next_] == 61:
             value, end = value_at(buf, next_ + 1, stop, names, values)
             if end == next_ + 1:
                 return np.int64(-1)
@@ -341,7 +341,7 @@ def walk(  # type: ignore[no-untyped-def]
                         if state[S_TID] >= 0:
                             status = NAMED
                 state[S_CUT] = 0 if message < 0 else state[S_CUT]
-            elif stop > at:
+            elif stop > at and not is_at(buf, at, stop, FRAME):
                 state[S_OTHER] += 1
             at = following
             if status != DONE:
