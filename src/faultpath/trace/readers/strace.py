@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ _BORN = re.compile(
 )
 _OWN = re.compile(rb"(?:set_tid_address\(.*|getpid\(\)|gettid\(\)) += (\d+)")
 _RESUMED = re.compile(rb"(?:\[pid +)?(\d+)[\]< ].*?<\.\.\. (?:clone3?|v?fork) resumed>")
+_ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|[0-7]{1,3}|.)")
 _STRING = re.compile(rb'"((?:[^"\\\n]|\\.)*)"')
 
 
@@ -110,8 +110,8 @@ class StraceRecording:
         head = self.text.head
         first = STRACE_LINE.search(head)
         if first and first["pid"]:
-            return int(first["pid"])
-        if own := _OWN.search(head):
+            found = int(first["pid"])
+        elif own := _OWN.search(head):
             found = int(own[1])
         else:
             near = self.text.map.find(b"\n[pid ")
@@ -150,5 +150,13 @@ class StraceRecording:
         """The name of a process that executes the file named by the first string of the line, as the kernel sets it."""
         line = self.text.map[at : self.text.map.find(b"\n", at, at + AHEAD)]
         found = _STRING.search(line)
-        path = codecs.escape_decode(found[1])[0] if found else b""
+        path = _ESCAPE.sub(_unescaped, found[1]) if found else b""
         return path.rsplit(b"/", 1)[-1][:COMM].decode("utf-8", "backslashreplace")
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    """What strace's escape of one byte stands for; of the letters only those that a name may be expected to hold."""
+    text = found[1]
+    if text[:1].isdigit():
+        return bytes([int(text, 8) & 0xFF])
+    return bytes([int(text[1:], 16)]) if len(text) == 3 else {b"n": b"\n", b"t": b"\t"}.get(text, text)

@@ -60,7 +60,7 @@ MOST_EVENTS = 5  # that one line makes: FORK of its thread, entry, FORK or COMM,
 #: Arguments that are read of each call, the first ones it has.
 ARGUMENTS = np.array([len(c.fields) for c in SYSCALLS], np.int64)
 FLAGS, EXIT_SIGNAL, MAP_HUGE_SHIFT = (hash_name(n) for n in ("flags", "exit_signal", "MAP_HUGE_SHIFT"))
-ATTACHED, PROCESS = word(b" attached"), word(b"strace: Process ")
+ATTACHED, PROCESS, OWN = word(b" attached"), word(b"strace: Process "), word(b"strace: ")
 PREFIX, RESUMED, UNFINISHED = word(b"[pid "), word(b" resumed>"), word(b"<unfinished ...>")
 EXITED, KILLED, SUPERSEDED = word(b"exited with "), word(b"killed by "), word(b"superseded by execve in pid ")
 INJECTED, ELSEWHERE, FRAME = word(b" (INJECTED"), word(b" /* "), word(b" > ")  # FRAME: of a stack, -k
@@ -154,7 +154,7 @@ def value_at(buf, at, stop, names, values):  # type: ignore[no-untyped-def]
         total |= term
         i = skip_spaces(buf, next_, stop)
         if i + 1 < stop and buf[i] == 47 and buf[i + 1] == 42:
-            i = after_comment(buf, i, stop)
+            i = skip_spaces(buf, after_comment(buf, i, stop), stop)
         if i >= stop or buf[i] != 124:
             return total, i
         i += 1
@@ -175,7 +175,7 @@ def read_arguments(buf, at, stop, count, names, values, row):  # type: ignore[no
         if at < stop and buf[at] == 44:
             at += 1
         elif i + 1 < count:
-            return at if i == 3 and at < stop and (buf[at] == 41 or buf[at] == 60) else np.int64(-1)
+            return at if i == 3 and (at >= stop or buf[at] == 41 or buf[at] == 60) else np.int64(-1)
     return at
 
 
@@ -341,7 +341,7 @@ def walk(  # type: ignore[no-untyped-def]
                         if state[S_TID] >= 0:
                             status = NAMED
                 state[S_CUT] = 0 if message < 0 else state[S_CUT]
-            elif stop > at and not is_at(buf, at, stop, FRAME):
+            elif stop > at and not is_at(buf, at, stop, FRAME) and not is_at(buf, at, stop, OWN):
                 state[S_OTHER] += 1
             at = following
             if status != DONE:
