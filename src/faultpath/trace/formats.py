@@ -25,7 +25,8 @@ STRACE_LINE = re.compile(
 )
 #: A line of perf script: name, process and thread, processor, time, and a tracepoint or a record (perf 6.1).
 PERF_SCRIPT_LINE = re.compile(
-    rb"^(?:.{0,32}? )?-?\d+(?:/-?\d+)? +(?:\[\d{3,}\] +)?\d+\.\d{6,9}: +(?:\d+ +)?(?:[\w-]+:[\w-]+:|PERF_RECORD_[A-Z])",
+    rb"^(?: *(?P<comm>.{0,32}?) +)?-?\d+(?:/-?\d+)? +(?:\[\d{3,}\] +)?\d+\.\d{6,9}: +"
+    rb"(?:\d+ +)?(?:[\w-]+:[\w-]+:|PERF_RECORD_[A-Z])",
     re.MULTILINE,
 )
 

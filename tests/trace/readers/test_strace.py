@@ -444,6 +444,13 @@ def test_other_times_are_refused_with_the_command(tmp_path: Path, line: str) -> 
     assert not (tmp_path / "t").exists()
 
 
+def test_ranges_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    for size in (1 << 57, (1 << 63) - 1, (1 << 64) - 1):
+        with pytest.raises(FaultpathError, match="not in user space"):
+            Strace(tmp_path, f"mremap(0x1000, 4096, {size}, MREMAP_MAYMOVE) = 0x2000")
+    assert not (tmp_path / "out.trace").exists()
+
+
 @pytest.mark.parametrize(
     "data", [b"foo(bar) = baz\n", b"x = f(1) = 2\n", b"#include <a.h>\nint main(void)\n", b"\0" * 99]
 )

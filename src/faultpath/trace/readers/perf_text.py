@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faultpath.trace.formats import Progress
+from faultpath.trace.formats import PERF_SCRIPT_LINE, Progress
 from faultpath.trace.readers import perf_columns as pc
 from faultpath.trace.readers import perf_text_columns as ptc
 from faultpath.trace.readers.events import choose, missing, processes, usable
@@ -32,7 +32,6 @@ RECORDS = {
 KINDS = K_EXIT + len(SYSCALLS)
 
 _EVENT = re.compile(rb": +(?:\d+ +)?([\w-]+:[\w-]+):")
-_NAME = re.compile(rb" *(.*?) +-?\d+(?:/-?\d+)? +(?:\[\d+\] +)?\d+\.\d+: ", re.DOTALL)
 #: What ``perf script --header`` says.
 _RECORDED = re.compile(rb"^# event : name = ([\w-]+:[\w-]+),", re.MULTILINE)
 _HEADER = re.compile(rb"^# (os release|arch|cmdline) : (.*?)\s*$", re.MULTILINE)
@@ -106,7 +105,7 @@ class PerfText:
             missing=self._missing(),
             dropped={**{reason: count for reason, count in counts.items() if count}, **self.maker.dropped},
             processes=processes(self.maker.parents(), self._comms()),
-            command=header.get("cmdline", "").split(),
+            command=header.get("cmdline", "").replace("\\'", "'").split(),
         )
 
     def _used(self) -> set[str]:
@@ -138,8 +137,8 @@ class PerfText:
         comms = {}
         for pid in self.maker.parents():
             if at := int(self.line_of[pid]):
-                found = _NAME.match(self.text.map[at - 1 : at + 255])
-                comms[pid] = found[1].decode("utf-8", "backslashreplace") if found else ""
+                found = PERF_SCRIPT_LINE.match(self.text.map[at - 1 : at + 255])
+                comms[pid] = (found["comm"] or b"").decode("utf-8", "backslashreplace") if found else ""
         return comms
 
 

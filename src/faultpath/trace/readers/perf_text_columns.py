@@ -1,8 +1,8 @@
 """The compiled half of the perf script reader: from lines to events in the layout of ``perf_columns``.
 
 A line is ``COMM PID/TID [CPU] SECONDS.FRACTION: [PERIOD] EVENT: FIELDS`` (tools/perf/builtin-script.c, Linux 6.1 to
-6.18). By default there is no ``PID/``. COMM may hold anything but is 15 bytes at most, too few for what follows it, so
-the first place that reads as a line's head is it. FIELDS are as the tracepoint's format prints them; records of tasks
+6.18). By default there is no ``PID/``. COMM may hold anything but is 15 bytes at most, too few for all up to EVENT, so
+the first place that reads like that is it. FIELDS are as the tracepoint's format prints them; records of tasks
 and mappings, which perf prints when asked to, begin with ``PERF_RECORD_``. Call chains, comments and lines of other
 events are passed over.
 
@@ -18,6 +18,7 @@ from faultpath.trace.readers import perf_columns as pc
 from faultpath.trace.readers.perf_columns import CPU, EVENT, FIELD, PID, TID, TIME, attribute_of
 from faultpath.trace.readers.rows import PID_LIMIT
 from faultpath.trace.readers.scan import (
+    NAME_BITS,
     decimal_at,
     hash_name,
     hex_at,
@@ -38,7 +39,7 @@ UNSEEN, USED, UNUSED = 0, 1, 2  # of a kind
 
 #: Numbers in the table of names: kinds of event, and above them record types.
 RECORD = 1000
-EXEC = word(b" exec: ")
+PERF_RECORD, EXEC = word(b"PERF_RECORD_"), word(b" exec: ")
 MAP_SHARED, MAP_PRIVATE = 1, 2
 
 
@@ -88,6 +89,27 @@ def head_at(buf, at, stop):  # type: ignore[no-untyped-def]
     if end == p or end >= stop or buf[end] != 58:
         return wrong
     return pid, tid, cpu, time, end + 1
+
+
+@jit
+def event_at(buf, at, stop):  # type: ignore[no-untyped-def]
+    """``[PERIOD] SYSTEM:NAME[:MODIFIERS]: ``, or a record's name: its hash, whether it is a record, the offset after
+    it, which is -1 when it is neither."""
+    at = skip_spaces(buf, at, stop)
+    _, p = decimal_at(buf, at, stop)
+    if p > at:
+        at = skip_spaces(buf, p, stop)
+    key, p = name_at(buf, at, stop)
+    if is_at(buf, at, stop, PERF_RECORD):
+        return key, True, p
+    if p == at or p >= stop or buf[p] != 58:
+        return key, False, np.int64(-1)
+    second, end = name_at(buf, p + 1, stop)
+    if end == p + 1 or end >= stop or buf[end] != 58:
+        return key, False, np.int64(-1)
+    if end + 1 < stop and buf[end + 1] != 32:  # modifiers, as in page_fault_user:u
+        _, end = name_at(buf, end + 1, stop)
+    return (key * 131 + second) & NAME_BITS, False, min(end + 1, stop)
 
 
 @jit
@@ -199,27 +221,23 @@ def walk(  # type: ignore[no-untyped-def]
         # Each word may begin the head; the name before it has fifteen bytes, but is padded to sixteen.
         p = skip_spaces(buf, at, stop)
         latest = min(p + 64, stop)
-        pid, tid, cpu, time, next_ = head_at(buf, p, stop)
+        headed, key, record = False, np.int64(0), False
+        pid, tid, cpu, time = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+        next_ = np.int64(-1)
         while next_ < 0 and p < latest:
+            if buf[p] == 45 or 48 <= buf[p] <= 57:
+                pid, tid, cpu, time, next_ = head_at(buf, p, stop)
+                if next_ >= 0:
+                    headed = True
+                    key, record, next_ = event_at(buf, next_, stop)
             while p < latest and buf[p] != 32:
                 p += 1
             p = skip_spaces(buf, p, stop)
-            if p < stop and (buf[p] == 45 or 48 <= buf[p] <= 57):
-                pid, tid, cpu, time, next_ = head_at(buf, p, stop)
         if next_ < 0:
-            state[S_OTHER] += 1
+            state[S_OTHER] += not headed  # with a head it is of an event that is no tracepoint
             at = following
             continue
-        p = skip_spaces(buf, next_, stop)
-        if p < stop and 48 <= buf[p] <= 57:  # a period
-            _, p = decimal_at(buf, p, stop)
-            p = skip_spaces(buf, p, stop)
-        key, p = name_at(buf, p, stop)
-        record = True
-        if p + 1 < stop and buf[p] == 58 and buf[p + 1] != 32:
-            record = False
-            second, p = name_at(buf, p + 1, stop)
-            key = (key * 131 + second) & ((np.int64(1) << 55) - 1)
+        p = next_
         number = attribute_of(key, keys, numbers)
         if number < 0 or record != (number >= RECORD):
             at = following
@@ -253,9 +271,7 @@ def walk(  # type: ignore[no-untyped-def]
         if use[number] == UNUSED:
             at = following
             continue
-        while p < stop and buf[p] != 58:  # modifiers, as in page_fault_user:u
-            p += 1
-        p = skip_spaces(buf, p + 1, stop)
+        p = skip_spaces(buf, p, stop)
         row[EVENT] = number
         row[FIELD:] = 0
         if number == K_TAP:
@@ -290,4 +306,4 @@ def event_hash(name: str) -> int:
     system, _, event = name.partition(":")
     if not event:
         return hash_name(name)
-    return (hash_name(system) * 131 + hash_name(event)) & ((1 << 55) - 1)
+    return (hash_name(system) * 131 + hash_name(event)) & NAME_BITS

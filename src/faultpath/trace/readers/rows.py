@@ -230,7 +230,7 @@ def make_rows(  # type: ignore[no-untyped-def]
                     elif call == MREMAP:
                         new = (a2 + mask) & ~mask
                         arg, aux = ret, new | (a3 & mask)
-                        if a2 < 0 or new > LIMIT or ret < 0 or ret > LIMIT - new or ret & mask:
+                        if a2 < 0 or a2 > LIMIT or new > LIMIT or ret < 0 or ret > LIMIT - new or ret & mask:
                             status = BAD_RANGE
                             break
                     elif call != MUNMAP:
