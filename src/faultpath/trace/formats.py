@@ -25,7 +25,7 @@ STRACE_LINE = re.compile(
 )
 #: A line of perf script: name, process and thread, processor, time, and a tracepoint or a record (perf 6.1).
 PERF_SCRIPT_LINE = re.compile(
-    rb"^(?: *(?P<comm>.{0,32}?) +)?-?\d+(?:/-?\d+)? +(?:\[\d{3,}\] +)?\d+\.\d{6,9}: +"
+    rb"^(?: {0,16}(?P<comm>.{0,32}?) {1,8})?-?\d+(?:/-?\d+)? +(?:\[\d{3,}\] +)?\d+\.\d{6,9}: +"
     rb"(?:\d+ +)?(?:[\w-]+:[\w-]+:|PERF_RECORD_[A-Z])",
     re.MULTILINE,
 )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
-import fuzzing
 import numpy as np
 import pytest
 from perf_script import perf_script
@@ -18,7 +15,6 @@ from faultpath.errors import FaultpathError
 from faultpath.trace.formats import recognise, record_command
 from faultpath.trace.importing import import_recording
 from faultpath.trace.ops import Op
-from faultpath.trace.readers import text as text_file
 from faultpath.trace.schema import COLUMNS, Columns, TraceMeta, open_trace
 
 DATA = Path(__file__).parent / "data"
@@ -300,46 +296,3 @@ def test_addresses_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FaultpathError, match="not canonical"):
         Script(tmp_path, "exceptions:page_fault_user: address=0x4000000000000000 ip=0x5 error_code=0x6")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_line_of_many_megabytes_needs_no_memory(tmp_path: Path) -> None:
-    path = tmp_path / "in"
-    with path.open("wb") as file:
-        file.write((head("1.000000") + FAULT + "\n").encode())
-        for _ in range(100):
-            file.write(b"1 " * (1 << 19))
-        file.write(("\n" + head("2.000000") + FAULT + "\n").encode())
-    imported(DATA / "z.txt", tmp_path / "t")  # compiled, tables loaded
-    tracemalloc.start()
-    rows, _ = imported(path, tmp_path / "t")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(rows["time"]) == 2
-    assert peak < 200 << 20  # the tables by thread, which are reserved and not touched
-
-
-@pytest.mark.parametrize("name", RECORDINGS)
-def test_pieces_of_any_size_give_the_same(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_recording(DATA / f"{name}.txt", tmp_path / "whole")
-    for piece, batch in ((1, 1), (1000, 7), (1 << 20, 64)):
-        monkeypatch.setattr(text_file, "PIECE", piece)
-        monkeypatch.setattr(text_file, "BATCH", batch)
-        import_recording(DATA / f"{name}.txt", tmp_path / "pieces")
-        assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
-
-
-def test_interpreted_it_is_the_same(tmp_path: Path) -> None:
-    """numpy checks every index: nothing is read outside an array, which compiled code would not notice."""
-    command = (
-        "import sys, pathlib, faultpath.trace.importing as i; i.import_recording(*map(pathlib.Path, sys.argv[1:]))"
-    )
-    import_recording(DATA / "file.txt", tmp_path / "compiled")
-    arguments = [sys.executable, "-c", command, DATA / "file.txt", tmp_path / "plain"]
-    subprocess.run(arguments, env={**os.environ, "FAULTPATH_NO_JIT": "1"}, check=True)
-    assert (tmp_path / "plain").read_bytes() == (tmp_path / "compiled").read_bytes()
-
-
-def test_mutated_recordings_never_crash_the_reader() -> None:
-    tried, accepted = fuzzing.run("perf script", 1 << 30, seed=7, seconds=8)
-    assert tried > 300
-    assert 0 < accepted < tried

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
-import tracemalloc
 from pathlib import Path
 
-import fuzzing
-import numpy as np
 import perf_script
 import pytest
 
@@ -19,7 +14,6 @@ from faultpath.errors import FaultpathError
 from faultpath.trace.formats import recognise, record_command
 from faultpath.trace.importing import import_recording
 from faultpath.trace.ops import Op
-from faultpath.trace.readers import text as text_file
 from faultpath.trace.schema import TraceMeta, open_trace
 
 DATA = Path(__file__).parent / "data"
@@ -465,54 +459,3 @@ def test_bytes_of_any_kind_do_no_harm(tmp_path: Path) -> None:
     noise = bytes(range(256)) * 3
     found = Strace(tmp_path, ONE, b'write(1, "' + noise.replace(b"\n", b"") + b'", 3) = 3', noise, ONE)
     assert len(found.rows) == 2
-
-
-def test_a_line_of_many_megabytes_needs_no_memory(tmp_path: Path) -> None:
-    path = tmp_path / "in"
-    with path.open("wb") as file:
-        file.write(f'10 {NOW}.1 {ONE}\n10 {NOW}.2 write(1, "'.encode())
-        for _ in range(100):
-            file.write(b"(" * (1 << 20))
-        file.write(f"\n10 {NOW}.3 {ONE}\n".encode())
-    imported(DATA / "tasks.strace", tmp_path / "t")  # compiled, tables loaded
-    tracemalloc.start()
-    rows, _ = imported(path, tmp_path / "t")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(rows) == 2
-    assert peak < 400 << 20  # the tables by thread, which are reserved and not touched
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_pieces_of_any_size_give_the_same(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_recording(DATA / f"{name}.strace", tmp_path / "whole")
-    for piece, batch in ((1, 5), (1000, 7), (1 << 20, 64)):
-        monkeypatch.setattr(text_file, "PIECE", piece)
-        monkeypatch.setattr(text_file, "BATCH", batch)
-        import_recording(DATA / f"{name}.strace", tmp_path / "pieces")
-        assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
-
-
-def test_interpreted_it_is_the_same(tmp_path: Path) -> None:
-    """numpy checks every index: nothing is read outside an array, which compiled code would not notice."""
-    command = (
-        "import sys, pathlib, faultpath.trace.importing as i; i.import_recording(*map(pathlib.Path, sys.argv[1:]))"
-    )
-    import_recording(DATA / "tasks.strace", tmp_path / "compiled")
-    arguments = [sys.executable, "-c", command, DATA / "tasks.strace", tmp_path / "plain"]
-    subprocess.run(arguments, env={**os.environ, "FAULTPATH_NO_JIT": "1"}, check=True)
-    assert (tmp_path / "plain").read_bytes() == (tmp_path / "compiled").read_bytes()
-
-
-def test_mutated_recordings_never_crash_the_reader() -> None:
-    tried, accepted = fuzzing.run("strace", 1 << 30, seed=7, seconds=8)
-    assert tried > 300
-    assert 0 < accepted < tried
-
-
-def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    import_recording(DATA / "tasks.strace", tmp_path / "t", lambda done, total: seen.append((done, total)))
-    size = (DATA / "tasks.strace").stat().st_size
-    assert seen[-1] == (size, size)
-    assert np.all(np.diff([done for done, _ in seen]) >= 0)

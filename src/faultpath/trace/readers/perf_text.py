@@ -34,7 +34,7 @@ KINDS = K_EXIT + len(SYSCALLS)
 _EVENT = re.compile(rb": +(?:\d+ +)?([\w-]+:[\w-]+):")
 #: What ``perf script --header`` says.
 _RECORDED = re.compile(rb"^# event : name = ([\w-]+:[\w-]+),", re.MULTILINE)
-_HEADER = re.compile(rb"^# (os release|arch|cmdline) : (.*?)\s*$", re.MULTILINE)
+_HEADER = re.compile(rb"^# (os release|arch|cmdline) : (.*)$", re.MULTILINE)
 
 
 class PerfText:
@@ -87,7 +87,9 @@ class PerfText:
         return self.text.map.find(b" %s:" % name.encode(), at) >= 0
 
     def meta(self) -> TraceMeta:
-        header = {key.decode(): value.decode("utf-8", "replace") for key, value in _HEADER.findall(self.text.head)}
+        header = {
+            key.decode(): value.decode("utf-8", "replace").strip() for key, value in _HEADER.findall(self.text.head)
+        }
         counts = {
             "lines not perf script's": int(self.state[ptc.S_OTHER]),
             "lines not understood": int(self.state[ptc.S_MISREAD]),
@@ -103,7 +105,7 @@ class PerfText:
             lost_samples=int(self.state[ptc.S_LOST_SAMPLES]),
             invalidations_from="tap" if TAP in self._used() else "model",
             missing=self._missing(),
-            dropped={**{reason: count for reason, count in counts.items() if count}, **self.maker.dropped},
+            dropped={**self.text.dropped(counts), **self.maker.dropped},
             processes=processes(self.maker.parents(), self._comms()),
             command=header.get("cmdline", "").replace("\\'", "'").split(),
         )

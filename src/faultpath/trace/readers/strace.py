@@ -21,18 +21,20 @@ from faultpath.trace.schema import Columns, TraceMeta
 
 PAGE_SIZE = 4096  # strace does not tell it
 AHEAD = 1 << 20  # bytes in which the result of a clone is looked for
+IN_VAIN = 100  # times that it was not there before it is not looked for any more
+PATH = 1 << 14  # bytes of a path, PATH_MAX of four each
 COMM = 15  # bytes of a process's name that the kernel keeps, TASK_COMM_LEN less one
 COMMAND = "strace -f -ttt -T -o FILE COMMAND"
 
 #: The lines that tell what number the first process has: of other threads, of clones, of strace itself.
 _PREFIX = re.compile(rb"^\[pid +(\d+)", re.MULTILINE)
 _BORN = re.compile(
-    rb"(?:clone3?|v?fork)(?:\(| resumed>).*= (\d+)|^.* => \{parent_tid=.*= (\d+)$|Process (\d+) attached"
+    rb"(?:(?:clone3?|v?fork)(?:\(| resumed>)| => \{parent_tid=)[^\n]{0,1000}= (\d+)|Process (\d+) attached"
 )
-_OWN = re.compile(rb"(?:set_tid_address\(.*|getpid\(\)|gettid\(\)) += (\d+)")
-_RESUMED = re.compile(rb"(?:\[pid +)?(\d+)[\]< ].*?<\.\.\. (?:clone3?|v?fork) resumed>")
+_OWN = re.compile(rb"(?:set_tid_address\([^\n]{0,100}|getpid\(\)|gettid\(\)) {1,99}= (\d+)")
+_RESUMED = rb"^(?:\[pid +)?(\d+)[\]< ][^\n]*<\.\.\. (?:clone3?|v?fork) resumed>[^\n]*= %d\b"
+_STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|[0-7]{1,3}|.)")
-_STRING = re.compile(rb'"((?:[^"\\\n]|\\.)*)"')
 
 
 class StraceRecording:
@@ -53,6 +55,7 @@ class StraceRecording:
         self.tasks = np.zeros((PID_LIMIT, sc.T_WIDTH), np.int64)  # zero pages until touched
         self.misread = np.zeros(len(NAMES), np.int64)
         self.comms: dict[int, str] = {}
+        self.vain = 0
 
     def rows(self, progress: Progress | None = None) -> Iterator[Columns]:
         calls = name_table({**{name: i for i, name in enumerate(NAMES)}, "mmap2": NAMES.index("mmap")})
@@ -74,7 +77,7 @@ class StraceRecording:
             clock="realtime",
             invalidations_from="model",
             missing=self._missing(),
-            dropped={**({"lines not strace's": other} if other else {}), **misread, **self.maker.dropped},
+            dropped={**self.text.dropped({"lines not strace's": other}), **misread, **self.maker.dropped},
             processes=processes(self.maker.parents(), dict(self.comms)),
         )
 
@@ -133,14 +136,12 @@ class StraceRecording:
 
     def _maker(self, tid: int) -> int:
         """The thread whose clone has ``tid`` as its result, further on; else the only one that is in a clone."""
-        text, at = self.text.map, int(self.state[sc.S_AT])
-        result, end = b"= %d" % tid, min(at + AHEAD, len(self.text.map))
-        while (at := text.find(result, at, end)) >= 0:
-            start = text.rfind(b"\n", max(at - AHEAD, 0), at) + 1
-            found = _RESUMED.match(text[start:at])
-            at += len(result)
-            if found and not text[at : at + 1].isdigit() and self._in_clone(int(found[1])):
-                return int(found[1])
+        at = int(self.state[sc.S_AT])
+        if self.vain < IN_VAIN:
+            for found in re.finditer(_RESUMED % tid, self.text.map[at : at + AHEAD], re.MULTILINE):
+                if self._in_clone(int(found[1])):
+                    return int(found[1])
+            self.vain += 1
         return int(self.state[sc.S_PENDING_SUM]) if self.state[sc.S_PENDING] == 1 else sc.NOBODY
 
     def _in_clone(self, tid: int) -> bool:
@@ -148,8 +149,8 @@ class StraceRecording:
 
     def _program(self, at: int) -> str:
         """The name of a process that executes the file named by the first string of the line, as the kernel sets it."""
-        line = self.text.map[at : self.text.map.find(b"\n", at, at + AHEAD)]
-        found = _STRING.search(line)
+        line = self.text.map[at : at + PATH].split(b"\n", 1)[0]
+        found = _STRING.match(line, max(line.find(b'"'), 0))
         path = _ESCAPE.sub(_unescaped, found[1]) if found else b""
         return path.rsplit(b"/", 1)[-1][:COMM].decode("utf-8", "backslashreplace")
 
