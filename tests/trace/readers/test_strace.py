@@ -17,7 +17,9 @@ from faultpath.trace.ops import Op
 from faultpath.trace.schema import TraceMeta, open_trace
 
 DATA = Path(__file__).parent / "data"
-SAMPLES = ["tasks", "tasks-stderr"]  # data/tasks.c under strace 6.1, -o and standard error (with -T -y), Linux 6.18
+#: data/tasks.c under strace 6.1 on Linux 6.18: -f -ttt to a file, and with -T -y to standard error. Beside each the
+#: system calls that perf 6.1 recorded of the same run, as perf script prints them (-F as in perf_script.py).
+SAMPLES = ["tasks", "tasks-stderr"]
 NOW = 1700000000
 
 Row = tuple[str, int, int, int, int, int, int]
@@ -322,6 +324,11 @@ def test_a_thread_may_be_seen_before_its_clone_returns(tmp_path: Path, call: str
         "+++ exited with 0 +++",
     )
     assert [row[:3] for row in found.rows] == [("BRK", 10, 11), ("EXIT", 10, 10)]
+
+
+def test_without_f_only_the_first_thread_is_seen(tmp_path: Path) -> None:
+    found = Strace(tmp_path, "clone(child_stack=0x7, flags=CLONE_VM|CLONE_THREAD) = 11", "+++ exited with 0 +++")
+    assert [row[:3] for row in found.rows] == [("EXIT", 10, 10)]
 
 
 def test_a_child_under_another_number_is_the_only_clones(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Text:
             status = walk(whole, at, end, out)
             if status > FULL:
                 answer(status)
-            if status == FULL or (status == DONE and state[S_ROWS]) or state[S_AT] >= total:
+            elif state[S_ROWS]:
                 yield out[: state[S_ROWS]]
                 state[S_ROWS] = 0
             if progress:
