@@ -1,16 +1,18 @@
-"""`faultpath import` against `perf script` on the same recordings: a median each, and the ratio.
+"""`faultpath import` against other ways of reading the same recordings: a median each, and the ratio.
 
-``python benchmarks/import.py [RECORDING...]``. Without recordings it makes one of about a million events and one of
-about ten million (perf, a C compiler and the right to record are needed; ten million take a gigabyte in the temporary
-directory).
+``python benchmarks/import.py [RECORDING...]``. Without recordings it makes two with perf, of about a million events and
+about ten million, the text of the first, and one of about half a million lines with strace (perf, strace, a C compiler
+and the right to record are needed; ten million events take a gigabyte in the temporary directory).
 
-Three lines a recording: ``decode`` is events to sorted columns in a running process; ``import`` is a whole
-``faultpath import`` from the start of the interpreter, Parquet included; both against ``perf script`` writing its text
-to a file.
+The peer of a perf.data is ``perf script`` writing its text to a file; that of a text is a loop in Python over its
+lines, with a regular expression or two and ``int`` on what they find, which keeps nothing. Two lines a recording:
+``decode`` is from the file to columns in a running process (a perf.data's sorted events, a text's rows); ``import`` is
+a whole ``faultpath import`` from the start of the interpreter, Parquet included.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import sys
@@ -19,12 +21,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faultpath.trace.formats import record_command
+from faultpath.trace.formats import recognise, record_command
 from faultpath.trace.readers.events import choose
 from faultpath.trace.readers.perf_data import PerfData
+from faultpath.trace.readers.perf_text import PerfText
+from faultpath.trace.readers.strace import StraceRecording
 
 ROUNDS = 5
 EVENTS_PER_ROUND = 135  # of STORM: two threads, 64 faults each, and their calls
+LINES_PER_ROUND = 4  # of strace, nearly: two threads, a call and an eighth each, half of them in two lines
+PERF_TEXT = re.compile(rb" *.*? (-?\d+)/(-?\d+) +\[(\d+)\] +(\d+)\.(\d{9}): +([a-z0-9_]+:[a-z0-9_]+): ?(.*)")
+HEX = re.compile(rb"0x([0-9a-f]+)")
+STRACE = re.compile(rb"(\d+) +(\d+)\.(\d{6}) (.*)")
+RESUMED = re.compile(rb"<\.\.\. \w+ resumed>(.*)")
+CALL = re.compile(rb"(\w+)\((.*\) += (?:0x[0-9a-f]+|-?\d+))")
+NUMBER = re.compile(rb"0x[0-9a-f]+|-?\d+")
 STORM = r"""
 #include <pthread.h>
 #include <stdlib.h>
@@ -67,6 +78,14 @@ def make(folder: Path, events: int) -> Path:
     return path
 
 
+def make_strace(folder: Path, lines: int) -> Path:
+    """Of the same program, which makes four calls in sixteen rounds beside its madvise, and a line or two of each."""
+    path = folder / f"{lines}.strace"
+    rounds = str(lines // LINES_PER_ROUND)
+    subprocess.run(["strace", "-f", "-ttt", "-T", "-o", path, folder / "storm", rounds], check=True)
+    return path
+
+
 def median(work: Callable[[], object]) -> float:
     work()
     seconds = []
@@ -96,20 +115,71 @@ def whole(path: Path, output: Path) -> None:
     subprocess.run([sys.executable, "-c", run, "import", path, "-o", output], check=True, stdout=subprocess.DEVNULL)
 
 
+def perf_text_loop(path: Path) -> None:
+    with path.open("rb") as file:
+        for line in file:
+            if found := PERF_TEXT.match(line):
+                pid, tid, cpu, seconds, ns, _, values = found.groups()
+                _ = (int(pid), int(tid), int(cpu), int(seconds) * 10**9 + int(ns))
+                _ = [int(value, 16) for value in HEX.findall(values)]
+
+
+def strace_loop(path: Path) -> None:
+    """Calls in one line and in two; their numbers, but not the names of their flags."""
+    unfinished: dict[bytes, bytes] = {}
+    with path.open("rb") as file:
+        for line in file:
+            if not (found := STRACE.match(line)):
+                continue
+            tid, seconds, fraction, call = found.groups()
+            _ = (int(tid), int(seconds) * 10**9 + int(fraction) * 1000)
+            if call.endswith(b"<unfinished ...>"):
+                unfinished[tid] = call[:-16]
+                continue
+            if resumed := RESUMED.match(call):
+                call = unfinished.pop(tid, b"") + resumed[1]
+            if parts := CALL.match(call):
+                _ = [int(word, 16 if word[:2] == b"0x" else 10) for word in NUMBER.findall(parts[2])]
+
+
+def lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def rows(path: Path, kind: str) -> None:
+    for _ in (PerfText if kind == "perf script" else StraceRecording)(path).rows():
+        pass
+
+
+def measure(path: Path, folder: Path) -> None:
+    kind = recognise(path)
+    if kind == "perf.data":
+        count, name, unit = decode(path), "perf script", "events"
+        theirs = median(lambda: script(path, folder / "text"))
+    else:
+        count, name, unit = lines(path), "the loop in Python", "lines"
+        theirs = median(lambda: (perf_text_loop if kind == "perf script" else strace_loop)(path))
+    print(f"{path.name}: {count} {unit}; {name} {theirs:.2f} s, {count / theirs / 1e6:.2f} M {unit}/s", flush=True)
+    for what, seconds in (
+        ("decode", median(lambda: decode(path) if kind == "perf.data" else rows(path, kind))),
+        ("import", median(lambda: whole(path, folder / "out.trace"))),
+    ):
+        rate = count / seconds / 1e6
+        print(f"  {what} {seconds:.2f} s, {rate:.2f} M {unit}/s: {theirs / seconds:.1f} times {name}", flush=True)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = [Path(word) for word in sys.argv[1:]] or [make(folder, 1_000_000), make(folder, 10_000_000)]
+        given = [Path(word) for word in sys.argv[1:]]
+        if not given:
+            million = make(folder, 1_000_000)
+            script(million, folder / "1000000.perf.txt")
+            strace = make_strace(folder, 500_000)
+            given = [million, folder / "1000000.perf.txt", strace, make(folder, 10_000_000)]
         for path in given:
-            events = decode(path)
-            theirs = median(lambda path=path: script(path, folder / "text"))  # type: ignore[misc]
-            print(f"{path.name}: {events} events; perf script {theirs:.2f} s, {events / theirs / 1e6:.2f} M events/s")
-            for what, ours in (
-                ("decode", median(lambda path=path: decode(path))),  # type: ignore[misc]
-                ("import", median(lambda path=path: whole(path, folder / "out.trace"))),  # type: ignore[misc]
-            ):
-                rate = events / ours / 1e6
-                print(f"  {what} {ours:.2f} s, {rate:.2f} M events/s: {theirs / ours:.1f} times perf script")
+            measure(path, folder)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,21 @@ from faultpath.trace.schema import check_readable
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
+#: A line of strace: thread, time, call with its result, or one of its own notes (strace 6.1).
+STRACE_LINE = re.compile(
+    rb"^ *(?:(?:\[pid +)?(?P<pid>\d+)(?:<[^>\n]*>)?\]? +)?(?:(?P<time>[\d:]+(?:\.\d+)?) +)?(?:\(\+ *[\d.]+\) +)?"
+    rb"(?:\[[^]\n]*\] )*(?:[a-z_]\w*\(.*(?:\) += (?:0x[0-9a-f]+|-?\d+|\?)|<unfinished \.\.\.>)|<\.\.\. \w+ resumed>"
+    rb"|\+\+\+ (?:exited with|killed by) |--- SIG[A-Z0-9]+ \{)",
+    re.MULTILINE,
+)
+#: A line of perf script: name, process and thread, processor, time, and a tracepoint or a record (perf 6.1).
+PERF_SCRIPT_LINE = re.compile(
+    rb"^(?: {0,16}(?P<comm>.{0,32}?) {1,8})?-?\d+(?:/-?\d+)? +(?:\[\d{3,}\] +)?\d+\.\d{6,9}: +"
+    rb"(?:\d+ +)?(?:[\w-]+:[\w-]+:|PERF_RECORD_[A-Z])",
+    re.MULTILINE,
+)
+
+
 def _starts(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
 
@@ -35,6 +50,8 @@ FORMATS: dict[str, Callable[[bytes], bool]] = {
     "perf.data": _starts(b"PERFILE2", b"2ELIFREP", b"PERFFILE"),
     "kfd-smi": _kfd_smi,
     "nsys-sqlite": _starts(b"SQLite format 3\0"),
+    "perf script": lambda head: PERF_SCRIPT_LINE.search(head) is not None,
+    "strace": lambda head: STRACE_LINE.search(head) is not None,
 }
 HEAD = 1 << 16
 

@@ -15,6 +15,8 @@ READERS = {
     "perf.data": "perf_recording:PerfRecording",
     "kfd-smi": "kfd_smi:KfdSmiLog",
     "nsys-sqlite": "nsys_sqlite:NsysExport",
+    "perf script": "perf_text:PerfText",
+    "strace": "strace:StraceRecording",
 }
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fuzz_perf_data
+import fuzzing
 import kfd_sample as sample
 import numpy as np
 import pytest
@@ -360,7 +360,7 @@ def read(path: Path) -> bool:
 
 def test_mutated_logs() -> None:
     seeds = [sample.STORY.encode(), "".join(sample.storm(40)).encode(), "".join(sample.storm(40, 2)).encode()]
-    tried, accepted = fuzz_perf_data.run(50_000, 1, seconds=3, seeds=seeds, read=read)
+    tried, accepted = fuzzing.run("kfd-smi", 50_000, 1, seconds=3, seeds=seeds)
     assert tried > 300
     assert 0 < accepted < tried
 

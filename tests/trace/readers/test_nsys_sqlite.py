@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
-import fuzz_perf_data
+import fuzzing
 import nsys_sample as sample
 import numpy as np
 import pytest
@@ -375,7 +375,7 @@ def read(path: Path) -> bool:
 
 def test_mutated_exports(tmp_path: Path) -> None:
     seeds = [sample.make(tmp_path / version, version).read_bytes() for version in sample.VERSIONS]
-    tried, accepted = fuzz_perf_data.run(20_000, 1, seconds=4, seeds=seeds, read=read)
+    tried, accepted = fuzzing.run("nsys-sqlite", 20_000, 1, seconds=4, seeds=seeds)
     assert tried > 100
     assert 0 < accepted < tried
 

@@ -23,7 +23,7 @@ def choose(events: Sequence[str], where: str) -> tuple[dict[int, tuple[str, ...]
     names: set[str] = set()
     recorded = set(events)
     for number, event in enumerate(events):
-        if (found := kind_of(event)) and _usable(event, recorded):
+        if (found := kind_of(event)) and usable(event, recorded):
             kinds[number], wanted[number] = found
             names.add(event)
     if FAULT not in names:
@@ -35,7 +35,7 @@ def choose(events: Sequence[str], where: str) -> tuple[dict[int, tuple[str, ...]
     return wanted, kinds, names
 
 
-def _usable(name: str, recorded: set[str]) -> bool:
+def usable(name: str, recorded: set[str]) -> bool:
     """Whether an event's other half was recorded: inside a call that never ends, everything would get a wrong type.
 
     exit_group has no exit, and the exit of execve tells by itself that it happened.
@@ -52,17 +52,19 @@ def processes(parents: dict[int, int], comms: dict[int, str]) -> list[dict[str, 
     return [{"pid": pid, "parent": parents[pid], "comm": comms[pid]} for pid in sorted(parents)]
 
 
-def missing(names: set[str], snapshots: bool) -> list[str]:
+def missing(names: set[str], snapshots: bool, seen: bool = False) -> list[str]:
     """One sentence for each thing that was not recorded, and why.
 
     :param snapshots: whether the recorder has read the processes' mappings itself
+    :param seen: whether ``names`` are those that occur: of others it is not known whether they were recorded
     """
+    reason = "recorded, or did not occur" if seen else "recorded"
     said = []
     calls = [c.name for c in SYSCALLS if not {f"syscalls:sys_enter_{c.name}", f"syscalls:sys_exit_{c.name}"} & names]
     if calls:
-        said.append(f"System calls {', '.join(calls)}: their events were not recorded.")
+        said.append(f"System calls {', '.join(calls)}: their events were not {reason}.")
     if TAP not in names:
-        said.append(f"Notifier invalidations: {TAP} was not recorded; they are derived from the system calls.")
+        said.append(f"Notifier invalidations: {TAP} was not {reason}; they are derived from the system calls.")
     else:
         said.append(
             "Invalidations of a process that holds no KVM descriptor: the kernel reports only those of one that does."

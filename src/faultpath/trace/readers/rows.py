@@ -230,7 +230,7 @@ def make_rows(  # type: ignore[no-untyped-def]
                     elif call == MREMAP:
                         new = (a2 + mask) & ~mask
                         arg, aux = ret, new | (a3 & mask)
-                        if a2 < 0 or new > LIMIT or ret < 0 or ret > LIMIT - new or ret & mask:
+                        if a2 < 0 or a2 > LIMIT or new > LIMIT or ret < 0 or ret > LIMIT - new or ret & mask:
                             status = BAD_RANGE
                             break
                     elif call != MUNMAP:
@@ -256,8 +256,6 @@ def make_rows(  # type: ignore[no-untyped-def]
                 threads[thread, T_ARG] = VFORK_FLAGS
             elif call == FORK:
                 threads[thread, T_ARG] = FORK_FLAGS
-            elif call == CLONE3:
-                threads[thread, T_ARG] = 0
         elif event == SNAPSHOT or event == -pc.MMAP2 or event == -pc.MMAP:
             own = event != SNAPSHOT
             inside = own and 0 <= threads[thread, T_CALL] < MEMORY_CALLS

@@ -1,0 +1,117 @@
+"""The names strace prints for arguments of memory calls and of clone, with their values.
+
+include/uapi/asm-generic/mman-common.h and mman.h, arch/x86/include/uapi/asm/mman.h, include/uapi/linux/{mman,mempolicy,
+sched}.h, Linux 6.18; names as in strace 6.1.
+"""
+
+from __future__ import annotations
+
+import signal
+
+_PROT = {
+    "PROT_NONE": 0,
+    "PROT_READ": 1,
+    "PROT_WRITE": 2,
+    "PROT_EXEC": 4,
+    "PROT_SEM": 8,
+    "PROT_GROWSDOWN": 0x01000000,
+    "PROT_GROWSUP": 0x02000000,
+}
+_MAP = {
+    "MAP_FILE": 0,
+    "MAP_SHARED": 1,
+    "MAP_PRIVATE": 2,
+    "MAP_SHARED_VALIDATE": 3,
+    "MAP_FIXED": 0x10,
+    "MAP_ANONYMOUS": 0x20,
+    "MAP_32BIT": 0x40,
+    "MAP_ABOVE4G": 0x80,
+    "MAP_GROWSDOWN": 0x100,
+    "MAP_DENYWRITE": 0x800,
+    "MAP_EXECUTABLE": 0x1000,
+    "MAP_LOCKED": 0x2000,
+    "MAP_NORESERVE": 0x4000,
+    "MAP_POPULATE": 0x8000,
+    "MAP_NONBLOCK": 0x10000,
+    "MAP_STACK": 0x20000,
+    "MAP_HUGETLB": 0x40000,
+    "MAP_SYNC": 0x80000,
+    "MAP_FIXED_NOREPLACE": 0x100000,
+    "MAP_DROPPABLE": 8,
+    "MAP_UNINITIALIZED": 0x4000000,
+    "MAP_HUGE_SHIFT": 26,
+}
+_MREMAP = {"MREMAP_MAYMOVE": 1, "MREMAP_FIXED": 2, "MREMAP_DONTUNMAP": 4}
+_MADV = {
+    "MADV_NORMAL": 0,
+    "MADV_RANDOM": 1,
+    "MADV_SEQUENTIAL": 2,
+    "MADV_WILLNEED": 3,
+    "MADV_DONTNEED": 4,
+    "MADV_FREE": 8,
+    "MADV_REMOVE": 9,
+    "MADV_DONTFORK": 10,
+    "MADV_DOFORK": 11,
+    "MADV_MERGEABLE": 12,
+    "MADV_UNMERGEABLE": 13,
+    "MADV_HUGEPAGE": 14,
+    "MADV_NOHUGEPAGE": 15,
+    "MADV_DONTDUMP": 16,
+    "MADV_DODUMP": 17,
+    "MADV_WIPEONFORK": 18,
+    "MADV_KEEPONFORK": 19,
+    "MADV_COLD": 20,
+    "MADV_PAGEOUT": 21,
+    "MADV_POPULATE_READ": 22,
+    "MADV_POPULATE_WRITE": 23,
+    "MADV_DONTNEED_LOCKED": 24,
+    "MADV_COLLAPSE": 25,
+    "MADV_HWPOISON": 100,
+    "MADV_SOFT_OFFLINE": 101,
+    "MADV_GUARD_INSTALL": 102,
+    "MADV_GUARD_REMOVE": 103,
+}
+_MPOL = {
+    "MPOL_DEFAULT": 0,
+    "MPOL_PREFERRED": 1,
+    "MPOL_BIND": 2,
+    "MPOL_INTERLEAVE": 3,
+    "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5,
+    "MPOL_WEIGHTED_INTERLEAVE": 6,
+    "MPOL_F_NUMA_BALANCING": 1 << 13,
+    "MPOL_F_RELATIVE_NODES": 1 << 14,
+    "MPOL_F_STATIC_NODES": 1 << 15,
+}
+_CLONE = {
+    "CLONE_NEWTIME": 0x80,
+    "CLONE_VM": 0x100,
+    "CLONE_FS": 0x200,
+    "CLONE_FILES": 0x400,
+    "CLONE_SIGHAND": 0x800,
+    "CLONE_PIDFD": 0x1000,
+    "CLONE_PTRACE": 0x2000,
+    "CLONE_VFORK": 0x4000,
+    "CLONE_PARENT": 0x8000,
+    "CLONE_THREAD": 0x10000,
+    "CLONE_NEWNS": 0x20000,
+    "CLONE_SYSVSEM": 0x40000,
+    "CLONE_SETTLS": 0x80000,
+    "CLONE_PARENT_SETTID": 0x100000,
+    "CLONE_CHILD_CLEARTID": 0x200000,
+    "CLONE_DETACHED": 0x400000,
+    "CLONE_UNTRACED": 0x800000,
+    "CLONE_CHILD_SETTID": 0x1000000,
+    "CLONE_NEWCGROUP": 0x2000000,
+    "CLONE_NEWUTS": 0x4000000,
+    "CLONE_NEWIPC": 0x8000000,
+    "CLONE_NEWUSER": 0x10000000,
+    "CLONE_NEWPID": 0x20000000,
+    "CLONE_NEWNET": 0x40000000,
+    "CLONE_IO": 0x80000000,
+    "CLONE_CLEAR_SIGHAND": 1 << 32,
+    "CLONE_INTO_CGROUP": 1 << 33,
+}
+_SIGNALS = {member.name: int(member) for member in signal.Signals}
+
+VALUES = {"NULL": 0, **_PROT, **_MAP, **_MREMAP, **_MADV, **_MPOL, **_CLONE, **_SIGNALS}
