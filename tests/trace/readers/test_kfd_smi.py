@@ -281,7 +281,6 @@ def test_more_devices_processes_or_memory_than_there_can_be(tmp_path: Path, monk
         "7 1 -1 @1(1) R extra words that no such line has\n",
         "7 1 -1 @1(1)\n",
         "7f4a00000-7f4a00100 r-xp 00000000 fe:01 131\n",
-        "7 1000 brk(NULL) = 0x5581\n",
         "zz\n" + lines(fault(1, 0)),
     ],
 )
@@ -289,6 +288,11 @@ def test_other_text_is_not_taken_for_a_log(tmp_path: Path, head: str) -> None:
     (tmp_path / "in").write_text(head)
     with pytest.raises(FaultpathError, match="not a recording that is known"):
         recognise(tmp_path / "in")
+
+
+def test_straces_text_is_straces(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("7 1000 brk(NULL) = 0x5581\n")
+    assert recognise(tmp_path / "in") == "strace"
 
 
 def test_a_log_may_begin_with_other_events(tmp_path: Path) -> None:
