@@ -288,11 +288,13 @@ def make_rows(  # type: ignore[no-untyped-def]
                     owner = processes[process_of[parent], P_OWNER]
                 maker = thread_of[parent_tid]
                 tid = parent_tid
+                aux = events[at, FIELD + 2]
                 if maker and threads[maker, T_PID] == parent and CLONE <= threads[maker, T_CALL] <= VFORK:
                     threads[maker, T_FORKED] = 1
-                    aux = threads[maker, T_ARG]
-                    if aux & CLONE_VM:
-                        processes[process, P_OWNER] = owner
+                    if threads[maker, T_ARG]:
+                        aux = threads[maker, T_ARG]
+                if aux & CLONE_VM:
+                    processes[process, P_OWNER] = owner
         elif event == -pc.COMM and f0:
             processes[process, P_GENERATION] += 1
             processes[process, P_THREADS] = 0

@@ -37,6 +37,18 @@ class EventFormat:
     id: int
     fields: dict[str, Field]
 
+    def number(self, name: str, where: str) -> Field:
+        """:raises FaultpathError: when it has no field of that name that holds one number"""
+        found = self.fields.get(name)
+        if found is None or found.size not in (1, 2, 4, 8):
+            has = ", ".join(n for n in self.fields if not n.startswith("common_"))
+            raise FaultpathError(
+                f"{self.system}:{self.name} has no number {name!r} (it has {has})",
+                where,
+                "report this kernel's event format",
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class TracingData:
