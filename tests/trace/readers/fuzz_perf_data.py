@@ -9,6 +9,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from faultpath.errors import FaultpathError
@@ -23,9 +24,9 @@ NUMBERS = [0, 1, 7, 8, 16, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 20, 0x7FFFFFFF
 NUMBERS += [(1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 4096]
 
 
-def mutate(random_: random.Random) -> bytes:
+def mutate(random_: random.Random, seeds: list[bytes]) -> bytes:
     """One recording with one to eight things wrong."""
-    data = bytearray(random_.choice(SEEDS))
+    data = bytearray(random_.choice(seeds))
     for _ in range(random_.choice((1, 1, 1, 2, 3, 8))):
         if not data:
             break
@@ -48,15 +49,20 @@ def mutate(random_: random.Random) -> bytes:
         elif kind == 6:
             del data[at : at + random_.randrange(1, 200)]
         else:
-            other = random_.choice(SEEDS)
+            other = random_.choice(seeds)
             start = random_.randrange(len(other))
             data[at : at + 64] = other[start : start + random_.randrange(1, 256)]
     return bytes(data)
 
 
+def mutated(random_: random.Random) -> bytes:
+    return mutate(random_, SEEDS)
+
+
 def read(path: Path) -> bool:
     """Whether the reader took it; every row it makes must keep the rules of the schema."""
-    try:
+
+    def whole() -> None:
         recording = PerfData(path)
         wanted, kinds, _ = choose([e.name for e in recording.header.events], "fuzz")
         maker = RowMaker(kinds, 4096, set(), "fuzz")
@@ -65,6 +71,14 @@ def read(path: Path) -> bool:
             rows = maker.rows(events)
             check_rows(rows, 0, last, 4096, "made from an accepted recording")
             last = int(rows["time"][-1]) if len(rows["time"]) else last
+
+    return accepts(whole)
+
+
+def accepts(read_it: Callable[[], None]) -> bool:
+    """Whether ``read_it`` runs to its end instead of refusing, in one line, what it was given."""
+    try:
+        read_it()
     except FaultpathError as error:
         if error.where.startswith("made from"):
             raise AssertionError(str(error)) from error
@@ -74,20 +88,26 @@ def read(path: Path) -> bool:
     return True
 
 
-def run(count: int, seed: int, seconds: float = float("inf")) -> tuple[int, int]:
+def run(
+    make: Callable[[random.Random], bytes],
+    read_one: Callable[[Path], bool],
+    count: int,
+    seed: int,
+    seconds: float = float("inf"),
+) -> tuple[int, int]:
     """How many were tried and how many accepted."""
     random_ = random.Random(seed)
     end = time.monotonic() + seconds
     accepted = tried = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        path = Path(folder) / "perf.data"
+        path = Path(folder) / "recording"
         while tried < count and time.monotonic() < end:
-            data = mutate(random_)
+            data = make(random_)
             path.write_bytes(data)
             try:
-                accepted += read(path)
+                accepted += read_one(path)
             except BaseException:
-                kept = Path(tempfile.gettempdir()) / f"fuzz-{seed}-{tried}.perf.data"
+                kept = Path(tempfile.gettempdir()) / f"fuzz-{seed}-{tried}.recording"
                 kept.write_bytes(data)
                 print(f"seed {seed}, input {tried}: kept as {kept}", file=sys.stderr)
                 raise
@@ -98,4 +118,4 @@ def run(count: int, seed: int, seconds: float = float("inf")) -> tuple[int, int]
 
 
 if __name__ == "__main__":
-    print(run(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+    print(run(mutated, read, int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1))

@@ -261,7 +261,7 @@ def test_records_after_their_round_are_counted_not_misplaced(tmp_path: Path) -> 
 
 
 def test_mutated_recordings_never_crash_the_reader() -> None:
-    tried, accepted = fuzz_perf_data.run(1 << 30, seed=7, seconds=8)
+    tried, accepted = fuzz_perf_data.run(fuzz_perf_data.mutated, fuzz_perf_data.read, 1 << 30, seed=7, seconds=8)
     assert tried > 500
     assert 0 < accepted < tried
 

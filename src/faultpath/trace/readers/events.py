@@ -33,7 +33,9 @@ def choose(
         has = sorted(recorded)
         close = difflib.get_close_matches(FAULT, has, n=3, cutoff=0.4) or has[:5]
         raise FaultpathError(
-            f"the recording has no {FAULT} (closest: {', '.join(close)})", where, f"record with: {command or record_command()}"
+            f"the recording has no {FAULT} (closest: {', '.join(close)})",
+            where,
+            f"record with: {command or record_command()}",
         )
     return wanted, kinds, names
 

@@ -24,7 +24,6 @@ from faultpath.trace.readers import perf_columns as pc
 from faultpath.trace.readers.perf_columns import EVENT, FIELD, PID, TID, TIME
 from faultpath.trace.readers.rows import (
     CLONE,
-    CLONE3,
     CLONE_THREAD,
     CLONE_VM,
     EXECVE,
@@ -47,39 +46,39 @@ TASK_EVENTS = {
 }
 UNKNOWN_FLAGS = -1
 
-# Births read beforehand, in time order: child, parent, flags, time of the parent's call; the child's next.
+# Births read beforehand, in time order: child, parent, flags, time of the parent's call; the child's next (0: none).
 B_CHILD, B_PARENT, B_FLAGS, B_TIME, B_NEXT, B_WIDTH = range(6)
 
 
 @jit
 def process_of(tid, process, assumed):  # type: ignore[no-untyped-def]
     """The process of thread ``tid``; itself when nothing was told of it."""
-    if process[tid] < 0:
-        process[tid] = tid
+    if process[tid] == 0:
+        process[tid] = tid + 1
         assumed[tid] = tid != 0  # 0 is the idle task
-    return process[tid]
+    return np.int64(process[tid] - 1)
 
 
 @jit
 def bear(row, child, parent, flags, process, assumed):  # type: ignore[no-untyped-def]
     """Make ``row`` the birth of thread ``child``."""
     owner = process_of(parent, process, assumed)
-    if flags == -1:
+    if flags == UNKNOWN_FLAGS:
         flags = np.int64(CLONE_VM)
-    process[child] = owner if flags & CLONE_THREAD else child
-    assumed[child] = 0
-    row[PID], row[TID], row[EVENT] = process[child], child, -pc.FORK
+    row[PID] = owner if flags & CLONE_THREAD else child
+    process[child], assumed[child] = row[PID] + 1, 0
+    row[TID], row[EVENT] = child, -pc.FORK
     row[FIELD], row[FIELD + 1], row[FIELD + 2] = owner, parent, flags
 
 
 @jit
 def flags_of(call, argument):  # type: ignore[no-untyped-def]
-    """CLONE_* flags of a call that makes a task, -1 when they are not among its arguments."""
+    """CLONE_* flags of a call that makes a task; ``UNKNOWN_FLAGS`` when they are not among its arguments."""
     if call == VFORK:
         return np.int64(VFORK_FLAGS)
     if call == FORK:
         return np.int64(FORK_FLAGS)
-    return argument if call == CLONE else np.int64(-1)
+    return argument if call == CLONE else np.int64(UNKNOWN_FLAGS)
 
 
 @jit
@@ -88,8 +87,10 @@ def place(events, kinds, tasks, told, process, assumed, inside, births, next_bir
 
     :param tasks: what events tell of tasks, by number
     :param told: where births are taken from: ``NEWTASK``, ``FORKED`` or 0
+    :param process: by thread, its process plus 1; 0 when not known
+    :param assumed: by thread, whether its process is only assumed
     :param inside: by thread, flags of the call it makes a task in
-    :param next_birth: by child, its first birth that is still to come, -1 for none
+    :param next_birth: by child, its first birth that is still to come (0: none)
     """
     for i in range(len(events)):
         row = events[i]
@@ -99,7 +100,7 @@ def place(events, kinds, tasks, told, process, assumed, inside, births, next_bir
             continue
         kind, task = kinds[event], tasks[event]
         child = row[FIELD]
-        if task == NEWTASK or task == FORKED:
+        if task in (NEWTASK, FORKED):
             if child < 0 or child >= PID_LIMIT or task != told:
                 row[PID], row[EVENT] = -1, -pc.FORK  # is passed over
             else:
@@ -109,22 +110,22 @@ def place(events, kinds, tasks, told, process, assumed, inside, births, next_bir
             # Whoever calls exec is the leader from then on; it was before when its id did not change.
             if row[FIELD] == row[FIELD + 1]:
                 assumed[tid] = 0
-            process[tid] = tid
+            process[tid] = tid + 1
             row[PID], row[EVENT] = tid, -pc.COMM
             row[FIELD] = 1
             continue
         if K_ENTER + CLONE <= kind <= K_ENTER + VFORK:
             inside[tid] = flags_of(kind - K_ENTER, row[FIELD])
         elif K_EXIT + CLONE <= kind <= K_EXIT + VFORK and child == 0:
-            birth = next_birth[tid]
-            while birth >= 0 and births[birth, B_NEXT] >= 0 and births[births[birth, B_NEXT], B_TIME] <= row[TIME]:
-                birth = births[birth, B_NEXT]
-            if birth >= 0 and births[birth, B_TIME] <= row[TIME]:
-                next_birth[tid] = births[birth, B_NEXT]
+            birth, later = np.int64(0), np.int64(next_birth[tid])
+            while later and births[later, B_TIME] <= row[TIME]:
+                birth, later = later, births[later, B_NEXT]
+            if birth:
+                next_birth[tid] = later
                 bear(row, tid, births[birth, B_PARENT], births[birth, B_FLAGS], process, assumed)
                 continue
-        elif (kind == K_EXIT + EXECVE or kind == K_EXIT + EXECVEAT) and child == 0:
-            process[tid] = tid
+        elif kind in (K_EXIT + EXECVE, K_EXIT + EXECVEAT) and child == 0:
+            process[tid] = tid + 1
         row[PID] = process_of(tid, process, assumed)
         if task == EXITED:
             row[EVENT] = -pc.EXIT
@@ -144,12 +145,10 @@ class Tasks:
                 self.tasks[events[name]] = task
         births = self.tasks[np.isin(self.tasks, (NEWTASK, FORKED))]
         self.told = int(births.min()) if len(births) else 0
-        # Pages that nobody touched cost nothing, but these are not zero: four bytes for each id there can be.
-        self.process = np.full(PID_LIMIT, -1, np.int32)
-        self.assumed = np.zeros(PID_LIMIT, np.bool_)
-        self.inside = np.full(PID_LIMIT, FORK_FLAGS, np.int64)
-        self.births = np.zeros((0, B_WIDTH), np.int64)
-        self.next_birth = np.full(PID_LIMIT, -1, np.int32)
+        # Zero pages until touched: these cost what is used of them.
+        self.process, self.next_birth = np.zeros(PID_LIMIT, np.int32), np.zeros(PID_LIMIT, np.int32)
+        self.assumed, self.inside = np.zeros(PID_LIMIT, np.bool_), np.zeros(PID_LIMIT, np.int64)
+        self.births = np.zeros((1, B_WIDTH), np.int64)
 
     def foresee(self, batches: Iterable[np.ndarray]) -> None:
         """Read beforehand what the calls that make tasks return, from all events of their entries and exits."""
@@ -163,11 +162,11 @@ class Tasks:
                 elif tid in entered:
                     start, flags = entered.pop(tid)
                     if 0 < value < PID_LIMIT:
-                        found.append((value, tid, flags, start, -1))
+                        found.append((value, tid, flags, start, 0))
         found.sort(key=lambda birth: birth[B_TIME])
-        self.births = np.array(found, np.int64).reshape(-1, B_WIDTH)
-        for number in range(len(found) - 1, -1, -1):
-            child = found[number][B_CHILD]
+        self.births = np.array([(0,) * B_WIDTH, *found], np.int64)
+        for number in range(len(found), 0, -1):
+            child = self.births[number, B_CHILD]
             self.births[number, B_NEXT] = self.next_birth[child]
             self.next_birth[child] = number
 

@@ -17,7 +17,20 @@ from __future__ import annotations
 import numpy as np
 
 from faultpath.jit import jit
-from faultpath.trace.readers.perf_columns import CPU, EVENT, FIELD, FIELD_WIDTH, MOST, PID, TID, TIME, load, s64, u16, u32
+from faultpath.trace.readers.perf_columns import (
+    CPU,
+    EVENT,
+    FIELD,
+    FIELD_WIDTH,
+    MOST,
+    PID,
+    TID,
+    TIME,
+    load,
+    s64,
+    u16,
+    u32,
+)
 
 # Columns of the table of events: bytes a record must have, where its thread is, then its fields (offset, size, signed).
 A_NEED, A_TID, A_FIELD = 0, 1, 2

@@ -46,9 +46,7 @@ class TraceDat:
         self.events = list(self.header.events.values())
         self.lost_events = self.header.lost
 
-    def batches(
-        self, wanted: Mapping[int, Sequence[str]], progress: Progress | None = None
-    ) -> Iterator[np.ndarray]:
+    def batches(self, wanted: Mapping[int, Sequence[str]], progress: Progress | None = None) -> Iterator[np.ndarray]:
         """Rows in time order, as arrays of shape ``(rows, row_width(wanted))`` (int64), with no process. Each is good
         until the next is asked for.
 
