@@ -15,7 +15,7 @@ Events of births, execs and exits become rows as perf records them (``perf_colum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -30,19 +30,24 @@ from faultpath.trace.readers.rows import (
     EXECVEAT,
     FORK,
     FORK_FLAGS,
+    LAST_THREAD,
+    NOT_LAST_THREAD,
     PID_LIMIT,
     VFORK,
     VFORK_FLAGS,
 )
 from faultpath.trace.readers.syscalls import K_ENTER, K_EXIT
+from faultpath.trace.readers.tracing_data import EventFormat
 
 NEWTASK, FORKED, EXEC, EXITED = 1, 2, 3, 4
-#: Events that tell of tasks (include/trace/events/task.h and sched.h, Linux 6.1 to 6.18), with the fields needed.
-TASK_EVENTS = {
+#: Events that tell of tasks (include/trace/events/task.h and sched.h, Linux 6.1 to 6.18), with the fields needed. Of
+#: an exit, group_dead tells whether it is of the last thread; where it is missing (before Linux 6.16), exits come
+#: after the memory is given up, and threads can be counted.
+TASK_EVENTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "task:task_newtask": (NEWTASK, ("pid", "clone_flags")),
     "sched:sched_process_fork": (FORKED, ("child_pid",)),
     "sched:sched_process_exec": (EXEC, ("pid", "old_pid")),
-    "sched:sched_process_exit": (EXITED, ("pid",)),
+    "sched:sched_process_exit": (EXITED, ("pid", "group_dead")),
 }
 UNKNOWN_FLAGS = -1
 
@@ -82,11 +87,12 @@ def flags_of(call, argument):  # type: ignore[no-untyped-def]
 
 
 @jit
-def place(events, kinds, tasks, told, process, assumed, inside, births, next_birth):  # type: ignore[no-untyped-def]
+def place(events, kinds, tasks, told, group_dead, process, assumed, inside, births, next_birth):  # type: ignore[no-untyped-def]
     """Give ``events`` their processes, and turn those that tell of tasks into rows as perf records them.
 
     :param tasks: what events tell of tasks, by number
     :param told: where births are taken from: ``NEWTASK``, ``FORKED`` or 0
+    :param group_dead: whether exits tell if they are of the last thread
     :param process: by thread, its process plus 1; 0 when not known
     :param assumed: by thread, whether its process is only assumed
     :param inside: by thread, flags of the call it makes a task in
@@ -128,21 +134,30 @@ def place(events, kinds, tasks, told, process, assumed, inside, births, next_bir
             process[tid] = tid + 1
         row[PID] = process_of(tid, process, assumed)
         if task == EXITED:
+            dead = row[FIELD + 1]
             row[EVENT] = -pc.EXIT
+            row[FIELD + 2] = (LAST_THREAD if dead else NOT_LAST_THREAD) if group_dead else 0
 
 
 class Tasks:
     """Places batches of events, in time order.
 
     :param kinds: kind (``syscalls``) by number of the event
-    :param events: number of each recorded event, ``system:name``
+    :param events: the recorded events
+    :ivar wanted: fields to decode by number of the event, for those that tell of tasks
     """
 
-    def __init__(self, kinds: np.ndarray, events: Mapping[str, int]) -> None:
+    def __init__(self, kinds: np.ndarray, events: Sequence[EventFormat]) -> None:
         self.kinds, self.tasks = kinds, np.zeros(len(kinds), np.int64)
-        for name, (task, _) in TASK_EVENTS.items():
-            if name in events:
-                self.tasks[events[name]] = task
+        self.wanted: dict[int, tuple[str, ...]] = {}
+        self.group_dead = False
+        for number, event in enumerate(events):
+            task, fields = TASK_EVENTS.get(f"{event.system}:{event.name}", (0, ()))
+            if task == EXITED:
+                self.group_dead = "group_dead" in event.fields
+                fields = fields if self.group_dead else fields[:1]
+            if task:
+                self.tasks[number], self.wanted[number] = task, fields
         births = self.tasks[np.isin(self.tasks, (NEWTASK, FORKED))]
         self.told = int(births.min()) if len(births) else 0
         # Zero pages until touched: these cost what is used of them.
@@ -173,8 +188,8 @@ class Tasks:
     def place(self, events: np.ndarray) -> np.ndarray:
         """``events`` with their processes, in place."""
         place(
-            events, self.kinds, self.tasks, self.told, self.process, self.assumed, self.inside, self.births,
-            self.next_birth,
+            events, self.kinds, self.tasks, self.told, self.group_dead, self.process, self.assumed, self.inside,
+            self.births, self.next_birth,
         )  # fmt: skip
         return events
 

@@ -45,6 +45,15 @@ class TraceDat:
         self.header: Header = parse_header(memoryview(self._map), self._where)
         self.events = list(self.header.events.values())
         self.lost_events = self.header.lost
+        self.seen = np.zeros((0, len(self.events)), np.int64)
+        if not any(pages.size for buffer in self.header.buffers for pages in buffer.cpus):
+            raise FaultpathError(
+                "a recording without events", self._where, "record again; trace-cmd perhaps could not switch them on"
+            )
+
+    def occurred(self) -> set[str]:
+        """Events that ``batches`` has come across, of those it was asked for: ``system:name``."""
+        return {f"{self.events[i].system}:{self.events[i].name}" for i in np.flatnonzero(self.seen.any(axis=0))}
 
     def batches(self, wanted: Mapping[int, Sequence[str]], progress: Progress | None = None) -> Iterator[np.ndarray]:
         """Rows in time order, as arrays of shape ``(rows, row_width(wanted))`` (int64), with no process. Each is good
@@ -56,15 +65,16 @@ class TraceDat:
         """
         width = row_width(wanted)
         tables = self._tables(wanted, width - FIELD)
-        buffers = [b for b in self.header.buffers if any(pages.size for pages in b.cpus)]
-        count = sum(len(b.cpus) for b in buffers)
-        capacity = max(DECODED // max(count, 1), 64)
+        buffers = self.header.buffers
+        count = sum(pages.size > 0 for buffer in buffers for pages in buffer.cpus)
+        capacity = max(DECODED // count, 64)
         rows = np.empty((count, capacity, width), np.int64)
-        seen = np.zeros((len(buffers), len(self.events)), np.int64)
+        self.seen = seen = np.zeros((len(buffers), len(self.events)), np.int64)
         streams = [
             _Stream(self, buffer, pages, EXPANDED // count, seen[number])
             for number, buffer in enumerate(buffers)
             for pages in buffer.cpus
+            if pages.size
         ]
         at, filled, heap = (np.zeros(count, np.int64) for _ in range(3))
         out, total = np.empty((BATCH, width), np.int64), sum(stream.pages.size for stream in streams)
@@ -135,8 +145,6 @@ class _Stream:
         self.buf = np.frombuffer(self.map, np.uint8)
         self.stop = 0  # in ``buf``
         self.released = pages.offset
-        if not pages.size:
-            return
         if buffer.compressed:
             self.chunks = self._number()
         else:
@@ -159,7 +167,7 @@ class _Stream:
     @property
     def done(self) -> int:
         at = self.next if self.buffer.compressed else int(self.state[rb.S_PAGE])
-        return min(at - self.pages.offset, self.pages.size) if self.pages.size else 0
+        return min(at - self.pages.offset, self.pages.size)
 
     def fill(self, out: np.ndarray, tables: tuple[np.ndarray, np.ndarray, int]) -> int:
         """Decode the next rows into ``out``; how many there are, 0 at the end of the stream."""

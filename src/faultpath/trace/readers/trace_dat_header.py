@@ -116,6 +116,8 @@ def _check(header: Header, size: int, where: str) -> None:
         if not 512 <= buffer.page_size <= MOST_PAGE or buffer.page_size & (buffer.page_size - 1):
             raise FaultpathError(f"a ring buffer with pages of {buffer.page_size} bytes", where, RECORD_AGAIN)
         for pages in buffer.cpus:
+            if pages.cpu >= MOST_CPUS:
+                raise FaultpathError(f"a CPU {pages.cpu} (there are {MOST_CPUS} at most)", where, RECORD_AGAIN)
             if pages.offset > size or pages.size > size - pages.offset:
                 raise FaultpathError(
                     f"the pages of CPU {pages.cpu} lie outside the file ({pages.size} bytes at {pages.offset:#x})",
