@@ -48,7 +48,7 @@ def record(output: Path | None, pid: int | None, command: tuple[str, ...]) -> No
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Trace to write [IN with suffix .trace]")
 def import_(source: Path, output: Path | None) -> None:
-    """Turn a recording (perf.data) into a trace. The format is recognised by what the file holds."""
+    """Turn a recording (perf.data, trace.dat) into a trace. The format is recognised by what the file holds."""
     from faultpath.trace.importing import import_recording
 
     with progress() as show:

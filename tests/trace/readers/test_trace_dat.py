@@ -364,7 +364,23 @@ def replaced(name: str, old: bytes, new: bytes) -> bytes:
 
 
 V7 = small().version_7("zstd")
+TWO = Made({name: {0: page(T, data(fault(A)))} for name in ("", "b")}).version_7()
+CLOCKS = TWO.replace(b"b\0mono\0", b"b\0boot\0")
+OVERLAP = TWO.replace(
+    struct.pack("<QQ", TWO.index(page(T, data(fault(A)))), 4096), struct.pack("<QQ", 0, len(TWO) & ~4095)
+)
 CHUNK = 4096  # where its one chunk of pages begins: count, compressed size, size, data
+
+
+def crowd() -> bytes:
+    """A thousand ring buffers with the same table of forty processors."""
+    place = 0
+    while True:
+        options = [(3, struct.pack("<Q", place) + b"x\0")] * 1000
+        content = Made({"": {39: page(T, data(fault(A)))}}, options=options).version_6()
+        if place == content.index(b"flyrecord\0"):
+            return content
+        place = content.index(b"flyrecord\0")
 
 
 @pytest.mark.parametrize(
@@ -385,12 +401,15 @@ CHUNK = 4096  # where its one chunk of pages begins: count, compressed size, siz
         (small().version_7().replace(b"header_page\0", b"header_pagf\0"), "lack b'header_page"),
         (small().version_7().replace(b"stamp;\toffset:0;\tsize:8", b"stamp;\toffset:0;\tsize:4"), "begin unlike"),
         (small(b"\0" * 100).version_7(), "the last is cut off"),
+        (crowd(), "processors in all ring buffers"),
+        (OVERLAP, "more bytes than the file has"),
+        (CLOCKS, "different trace clocks .boot, mono"),
         (small(page(T, b"\0" * 8)).version_7(), "record whose size is wrong.*CPU 0"),
         (small(page(T, word(20, 0))).version_7(), "record whose size is wrong"),
         (small(page(T, data(struct.pack("<Hxxi", FAULT, 1)))).version_7(), "too short for the fields"),
         (small(page((1 << 63) + 1, data(fault(A)))).version_7(), "impossible time"),
         (small(page(T)[:8] + struct.pack("<Q", 4081) + bytes(4080)).version_7(), "fuller than it is large"),
-        (Made({name: {0: page(T, data(fault(A)))} for name in ("", "b")}).version_7(), "in several ring buffers"),
+        (TWO, "in several ring buffers"),
         (small(formats=[("x", [fault_format()])]).version_7(), "no exceptions:page_fault_user.*trace-cmd record"),
         (replaced("work-v7", b"long address;", b"long addresz;"), "no number 'address'"),
         (replaced("work-v7", b"name: page_fault_user", b"name: page_fault_xxxx"), "page_fault_user"),
@@ -432,7 +451,10 @@ def test_sections_of_options_that_go_round_are_refused(tmp_path: Path) -> None:
     assert "without an end" in refused(tmp_path, bytes(content))
 
 
-@pytest.mark.parametrize("content", [small().version_6(), small().version_7(), V7, small().version_7("zlib")])
+TINY = small(page(T, data(fault(A)), size=512), page_size=512, machine_page=512)
+
+
+@pytest.mark.parametrize("content", [TINY.version_6(), *(TINY.version_7(codec) for codec in ("none", "zlib", "zstd"))])
 def test_truncation_at_every_byte(save, content: bytes) -> None:  # type: ignore[no-untyped-def]
     for size in range(1, len(content)):
         with pytest.raises(FaultpathError):

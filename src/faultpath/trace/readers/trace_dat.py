@@ -45,7 +45,7 @@ class TraceDat:
         self.header: Header = parse_header(memoryview(self._map), self._where)
         self.events = list(self.header.events.values())
         self.lost_events = self.header.lost
-        self.seen = np.zeros((0, len(self.events)), np.int64)
+        self._seen = np.zeros((0, len(self.events)), np.int64)
         if not any(pages.size for buffer in self.header.buffers for pages in buffer.cpus):
             raise FaultpathError(
                 "a recording without events", self._where, "record again; trace-cmd perhaps could not switch them on"
@@ -53,7 +53,7 @@ class TraceDat:
 
     def occurred(self) -> set[str]:
         """Events that ``batches`` has come across, of those it was asked for: ``system:name``."""
-        return {f"{self.events[i].system}:{self.events[i].name}" for i in np.flatnonzero(self.seen.any(axis=0))}
+        return {f"{self.events[i].system}:{self.events[i].name}" for i in np.flatnonzero(self._seen.any(axis=0))}
 
     def batches(self, wanted: Mapping[int, Sequence[str]], progress: Progress | None = None) -> Iterator[np.ndarray]:
         """Rows in time order, as arrays of shape ``(rows, row_width(wanted))`` (int64), with no process. Each is good
@@ -69,7 +69,7 @@ class TraceDat:
         count = sum(pages.size > 0 for buffer in buffers for pages in buffer.cpus)
         capacity = max(DECODED // count, 64)
         rows = np.empty((count, capacity, width), np.int64)
-        self.seen = seen = np.zeros((len(buffers), len(self.events)), np.int64)
+        self._seen = seen = np.zeros((len(buffers), len(self.events)), np.int64)
         streams = [
             _Stream(self, buffer, pages, EXPANDED // count, seen[number])
             for number, buffer in enumerate(buffers)
@@ -87,7 +87,7 @@ class TraceDat:
                 yield out[:taken]
             if progress:
                 progress(sum(stream.done for stream in streams), total)
-        self._refuse_twice(seen, buffers)
+        self._refuse_twice()
         self.lost_events = max(sum(int(stream.state[rb.S_LOST]) for stream in streams), self.header.lost)
 
     def _tables(self, wanted: Mapping[int, Sequence[str]], fields: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -114,11 +114,12 @@ class TraceDat:
             raise FaultpathError("events that keep their id in different places", self._where, RECORD_AGAIN)
         return events, number_of, places.pop() if places else 0
 
-    def _refuse_twice(self, seen: np.ndarray, buffers: list[Buffer]) -> None:
+    def _refuse_twice(self) -> None:
         """An event that two ring buffers recorded would count twice."""
-        for number in np.flatnonzero((seen > 0).sum(axis=0) > 1)[:1]:
+        for number in np.flatnonzero((self._seen > 0).sum(axis=0) > 1)[:1]:
             event = self.events[number]
-            names = ", ".join(b.name or "the first" for b, found in zip(buffers, seen[:, number], strict=True) if found)
+            where = np.flatnonzero(self._seen[:, number])
+            names = ", ".join(self.header.buffers[i].name or "the first" for i in where)
             raise FaultpathError(
                 f"{event.system}:{event.name} is in several ring buffers ({names})",
                 self._where,
@@ -139,8 +140,8 @@ class _Stream:
         self.state = np.zeros(rb.S_SIZE, np.int64)
         self.shared = self._shared()
         self.next = pages.offset  # offset of what follows ``buf`` in the file
-        # The size of compressed pages counts the number of chunks or not, by version of trace-cmd.
-        self.end = len(self.map) if buffer.compressed else pages.offset + pages.size
+        # The size of compressed pages counts the four bytes of the number of chunks or not, by version of trace-cmd.
+        self.end = min(pages.offset + pages.size + (4 if buffer.compressed else 0), len(self.map))
         self.chunks = 0
         self.buf = np.frombuffer(self.map, np.uint8)
         self.stop = 0  # in ``buf``

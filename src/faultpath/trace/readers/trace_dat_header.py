@@ -36,6 +36,7 @@ MOST_EXPANDED = 64 << 20  # bytes of one section: the formats of every event of 
 MOST_OPTIONS = 1 << 10  # sections of options: trace-cmd writes two, and one more for each guest
 MOST_PAGE = 1 << 23  # bytes: 128 pages of 64 KiB (kernel/trace/ring_buffer.c, ring_buffer_subbuf_order_set, Linux 6.8)
 MOST_CPUS = 1 << 13  # NR_CPUS on x86 at most
+MOST_STREAMS = 1 << 14  # processors of all ring buffers together
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,17 @@ def parse_header(data: memoryview, where: str) -> Header:
 
 
 def _check(header: Header, size: int, where: str) -> None:
-    for buffer in header.buffers:
-        if not any(pages.size for pages in buffer.cpus):
-            continue
+    full = [buffer for buffer in header.buffers if any(pages.size for pages in buffer.cpus)]
+    clocks = sorted({buffer.clock for buffer in full})
+    if len(clocks) > 1:
+        raise FaultpathError(
+            f"ring buffers with different trace clocks ({', '.join(clocks)[:60]})",
+            where,
+            "record them with one clock, trace-cmd record -C mono",
+        )
+    if sum(pages.size for buffer in full for pages in buffer.cpus) > size:
+        raise FaultpathError("pages of more bytes than the file has", where, RECORD_AGAIN)
+    for buffer in full:
         if buffer.clock not in NS_CLOCKS or (buffer.clock == "tsc2nsec" and not header.tsc):
             raise FaultpathError(
                 f"times of the trace clock {buffer.clock[:20]!r}, which are not nanoseconds",
@@ -146,13 +155,20 @@ def _parse_6(at: Cursor, header: Header) -> None:
             cpus = int.from_bytes(body[:4], "little")
     # Version 6 has one clock for all, and none in its name when it is the default.
     clock = header.clock or "local"
-    header.buffers.append(Buffer("", clock, header.page_size, False, _table(at, mark, cpus)))
+    _add(header, Buffer("", clock, header.page_size, False, _table(at, mark, cpus)), at.where)
     for option, body in options:
         if option == BUFFER:
             entry = Cursor(body, at.where, "description of a ring buffer")
             at.at = min(entry.number(8), len(at.data))
             pages = _table(at, bytes(at.take(10)), cpus)
-            header.buffers.append(Buffer(entry.string(), clock, header.page_size, False, pages))
+            _add(header, Buffer(entry.string(), clock, header.page_size, False, pages), at.where)
+
+
+def _add(header: Header, buffer: Buffer, where: str) -> None:
+    header.buffers.append(buffer)
+    count = sum(len(b.cpus) for b in header.buffers)
+    if count > MOST_STREAMS or len(header.buffers) > MOST_STREAMS:
+        raise FaultpathError(f"{count} processors in all ring buffers ({MOST_STREAMS} at most)", where, RECORD_AGAIN)
 
 
 def _table(at: Cursor, mark: bytes, cpus: int) -> list[Pages]:
@@ -218,7 +234,7 @@ def _parse_7(at: Cursor, header: Header) -> None:
                     Pages(entry.number(4), entry.number(8), entry.number(8))
                     for _ in range(_cpus(entry.number(4), at.where))
                 ]
-            header.buffers.append(Buffer(name, clock, page_size or header.page_size, compressed, pages))
+            _add(header, Buffer(name, clock, page_size or header.page_size, compressed, pages), at.where)
 
 
 def _section(at: Cursor, offset: int, kind: int, codec: str) -> Cursor:
