@@ -1,31 +1,35 @@
 """`faultpath import` against other ways of reading the same recordings: a median each, and the ratio.
 
 ``python benchmarks/import.py [RECORDING...]``. Without recordings it makes two with perf, of about a million events and
-about ten million, the text of the first, and one of about half a million lines with strace (perf, strace, a C compiler
-and the right to record are needed; ten million events take a gigabyte in the temporary directory).
+about ten million, and with trace-cmd where it is installed, the text of the first, and one of about half a million lines
+with strace (perf, strace, a C compiler and the right to record are needed; ten million events take a gigabyte in the
+temporary directory).
 
-The peer of a perf.data is ``perf script`` writing its text to a file; that of a text is a loop in Python over its
-lines, with a regular expression or two and ``int`` on what they find, which keeps nothing. Two lines a recording:
-``decode`` is from the file to columns in a running process (a perf.data's sorted events, a text's rows); ``import`` is
+The peer of a perf.data or a trace.dat is the recorder's own tool writing its text to a file; that of a text is a loop in
+Python over its lines, with a regular expression or two and ``int`` on what they find, which keeps nothing. Two lines a
+recording: ``decode`` is from the file to columns in a running process (sorted events, or a text's rows); ``import`` is
 a whole ``faultpath import`` from the start of the interpreter, Parquet included.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from faultpath.trace.formats import recognise, record_command
+from faultpath.trace.formats import recognise, record_command, trace_cmd_command
 from faultpath.trace.readers.events import choose
 from faultpath.trace.readers.perf_data import PerfData
 from faultpath.trace.readers.perf_text import PerfText
 from faultpath.trace.readers.strace import StraceRecording
+from faultpath.trace.readers.trace_dat_recording import TraceDatRecording
 
 ROUNDS = 5
 EVENTS_PER_ROUND = 135  # of STORM: two threads, 64 faults each, and their calls
@@ -68,14 +72,36 @@ int main(int argc, char **argv)
 """
 
 
-def make(folder: Path, events: int) -> Path:
-    program, path = folder / "storm", folder / f"{events}.perf.data"
+TRACE_CMD_BUFFER = "faultpath-benchmark"
+
+
+def make(folder: Path, events: int) -> list[Path]:
+    """The same program recorded by perf and, where there is one, by trace-cmd."""
+    program = folder / "storm"
     (folder / "storm.c").write_text(STORM)
     subprocess.run(["cc", "-O1", "-pthread", "-o", program, folder / "storm.c"], check=True)
-    rounds = str(events // EVENTS_PER_ROUND)
+    run = [program, str(events // EVENTS_PER_ROUND)]
+    made = [folder / f"{events}.perf.data"]
     names = record_command().split()[3]
-    subprocess.run(["perf", "record", "-q", "-m", "16M", "-o", path, "-e", names, "--", program, rounds], check=True)
-    return path
+    subprocess.run(["perf", "record", "-q", "-m", "16M", "-o", made[0], "-e", names, "--", *run], check=True)
+    if shutil.which("trace-cmd"):
+        made.append(folder / f"{events}.trace.dat")
+        # A ring buffer of its own; -d and -k leave alone what a container may not write, the function tracer.
+        how = [
+            "-q",
+            "-d",
+            "-k",
+            "-B",
+            TRACE_CMD_BUFFER,
+            "-b",
+            "65536",
+            "-o",
+            made[1],
+            *trace_cmd_command().split()[4:-1],
+        ]
+        subprocess.run(["trace-cmd", "record", *how, *run], check=True)
+        Path("/sys/kernel/tracing/instances", TRACE_CMD_BUFFER).rmdir()
+    return made
 
 
 def make_strace(folder: Path, lines: int) -> Path:
@@ -96,18 +122,27 @@ def median(work: Callable[[], object]) -> float:
     return statistics.median(seconds)
 
 
-def decode(path: Path) -> int:
+def decode_perf(path: Path) -> int:
     recording = PerfData(path)
-    return sum(
-        len(batch) for batch in recording.batches(choose([e.name for e in recording.header.events], str(path))[0])
-    )
+    wanted, _, _ = choose([event.name for event in recording.header.events], str(path))
+    return sum(len(batch) for batch in recording.batches(wanted))
 
 
-def script(path: Path, text: Path) -> None:
+def decode_trace_dat(path: Path) -> int:
+    reader = TraceDatRecording(path)
+    return sum(len(batch) for batch in reader.recording.batches(reader.wanted))
+
+
+def decode_text(reader: PerfText | StraceRecording) -> int:
+    return sum(len(rows["time"]) for rows in reader.rows())
+
+
+PERF_SCRIPT = ["perf", "script", "-F", "comm,pid,tid,cpu,time,event,trace", "--ns", "-i"]
+
+
+def write_text(command: list[str], path: Path, text: Path) -> None:
     with text.open("wb") as out:
-        fields = "comm,pid,tid,cpu,time,event,trace"
-        command = ["perf", "script", "-i", path, "-F", fields, "--ns"]
-        subprocess.run(command, stdout=out, stderr=subprocess.DEVNULL, check=True)
+        subprocess.run([*command, path], stdout=out, stderr=subprocess.DEVNULL, check=True)
 
 
 def whole(path: Path, output: Path) -> None:
@@ -147,26 +182,52 @@ def lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def rows(path: Path, kind: str) -> None:
-    for _ in (PerfText if kind == "perf script" else StraceRecording)(path).rows():
-        pass
+@dataclass
+class Way:
+    """What decodes a format, and what else goes over all of it; the two take the recording's path."""
+
+    decode: Callable[[Path], int]
+    peer: str
+    others: Callable[[Path, Path], object]  # its second argument is a file to write
+    unit: str
+
+
+WAYS = {
+    "perf.data": Way(decode_perf, "perf script", lambda path, out: write_text(PERF_SCRIPT, path, out), "events"),
+    "trace.dat": Way(
+        decode_trace_dat,
+        "trace-cmd report",
+        lambda path, out: write_text(["trace-cmd", "report", "-i"], path, out),
+        "events",
+    ),
+    "perf script": Way(
+        lambda path: decode_text(PerfText(path)), "the loop in Python", lambda path, _: perf_text_loop(path), "lines"
+    ),
+    "strace": Way(
+        lambda path: decode_text(StraceRecording(path)),
+        "the loop in Python",
+        lambda path, _: strace_loop(path),
+        "lines",
+    ),
+}
 
 
 def measure(path: Path, folder: Path) -> None:
-    kind = recognise(path)
-    if kind == "perf.data":
-        count, name, unit = decode(path), "perf script", "events"
-        theirs = median(lambda: script(path, folder / "text"))
-    else:
-        count, name, unit = lines(path), "the loop in Python", "lines"
-        theirs = median(lambda: (perf_text_loop if kind == "perf script" else strace_loop)(path))
-    print(f"{path.name}: {count} {unit}; {name} {theirs:.2f} s, {count / theirs / 1e6:.2f} M {unit}/s", flush=True)
+    way = WAYS[recognise(path)]
+    count = lines(path) if way.unit == "lines" else way.decode(path)
+    theirs = median(lambda: way.others(path, folder / "text"))
+    print(
+        f"{path.name}: {count} {way.unit}; {way.peer} {theirs:.2f} s, {count / theirs / 1e6:.2f} M {way.unit}/s",
+        flush=True,
+    )
     for what, seconds in (
-        ("decode", median(lambda: decode(path) if kind == "perf.data" else rows(path, kind))),
+        ("decode", median(lambda: way.decode(path))),
         ("import", median(lambda: whole(path, folder / "out.trace"))),
     ):
         rate = count / seconds / 1e6
-        print(f"  {what} {seconds:.2f} s, {rate:.2f} M {unit}/s: {theirs / seconds:.1f} times {name}", flush=True)
+        print(
+            f"  {what} {seconds:.2f} s, {rate:.2f} M {way.unit}/s: {theirs / seconds:.1f} times {way.peer}", flush=True
+        )
 
 
 def main() -> None:
@@ -175,9 +236,9 @@ def main() -> None:
         given = [Path(word) for word in sys.argv[1:]]
         if not given:
             million = make(folder, 1_000_000)
-            script(million, folder / "1000000.perf.txt")
-            strace = make_strace(folder, 500_000)
-            given = [million, folder / "1000000.perf.txt", strace, make(folder, 10_000_000)]
+            text = folder / "1000000.perf.txt"
+            write_text(PERF_SCRIPT, million[0], text)
+            given = [*million, text, make_strace(folder, 500_000), *make(folder, 10_000_000)]
         for path in given:
             measure(path, folder)
 

@@ -48,7 +48,7 @@ def record(output: Path | None, pid: int | None, command: tuple[str, ...]) -> No
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Trace to write [IN with suffix .trace]")
 def import_(source: Path, output: Path | None) -> None:
-    """Turn a recording (perf.data, text of strace, Nsight SQLite ...) into a trace. What it holds tells its format."""
+    """Turn a recording (perf.data, trace.dat, text of strace ...) into a trace. What it holds tells its format."""
     from faultpath.trace.importing import import_recording
 
     with progress() as show:

@@ -48,6 +48,7 @@ def _kfd_smi(head: bytes) -> bool:
 FORMATS: dict[str, Callable[[bytes], bool]] = {
     "trace": _starts(b"PAR1"),
     "perf.data": _starts(b"PERFILE2", b"2ELIFREP", b"PERFFILE"),
+    "trace.dat": _starts(b"\x17\x08\x44tracing"),
     "kfd-smi": _kfd_smi,
     "nsys-sqlite": _starts(b"SQLite format 3\0"),
     "perf script": lambda head: PERF_SCRIPT_LINE.search(head) is not None,
@@ -79,6 +80,13 @@ def recognise(path: Path) -> str:
 def record_command() -> str:
     """The ``perf record`` command that makes a complete recording."""
     return shlex.join(["perf", "record", "-e", ",".join(recording_events()), "--", "COMMAND"])
+
+
+def trace_cmd_command() -> str:
+    """The ``trace-cmd record`` command that makes a complete recording."""
+    tasks = ["task:task_newtask", "sched:sched_process_exec", "sched:sched_process_exit"]
+    events = [word for event in [*recording_events(), *tasks] for word in ("-e", event)]
+    return shlex.join(["trace-cmd", "record", "-C", "mono", *events, "COMMAND"])
 
 
 @contextlib.contextmanager

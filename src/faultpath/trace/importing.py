@@ -13,6 +13,7 @@ from faultpath.trace.schema import Columns, TraceMeta, TraceWriter
 #: The reader of each format, ``module:class``: a module is imported when a file of its format comes.
 READERS = {
     "perf.data": "perf_recording:PerfRecording",
+    "trace.dat": "trace_dat_recording:TraceDatRecording",
     "kfd-smi": "kfd_smi:KfdSmiLog",
     "nsys-sqlite": "nsys_sqlite:NsysExport",
     "perf script": "perf_text:PerfText",

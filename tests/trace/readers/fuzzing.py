@@ -18,7 +18,7 @@ from faultpath.trace.importing import READERS
 from faultpath.trace.schema import check_rows
 
 DATA = Path(__file__).parent / "data"
-SEEDS = {"perf.data": "*.perf.data", "perf script": "*.txt", "strace": "*.strace"}
+SEEDS = {"perf.data": "*.perf.data", "trace.dat": "*.trace.dat", "perf script": "*.txt", "strace": "*.strace"}
 NUMBERS = [0, 1, 7, 8, 16, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 47, 1 << 56, 1 << 62]
 NUMBERS += [(1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 4096]
 WORDS = [b"<unfinished ...>", b" resumed>", b"<... ", b"[pid ", b"PERF_RECORD_", b"strace: Process 7 attached", b"\r\n"]

@@ -13,9 +13,12 @@ from faultpath.trace.formats import record_command
 from faultpath.trace.readers.syscalls import FAULT, SYSCALLS, TAP, kind_of
 
 
-def choose(events: Sequence[str], where: str) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:
+def choose(
+    events: Sequence[str], where: str, command: str = ""
+) -> tuple[dict[int, tuple[str, ...]], np.ndarray, set[str]]:
     """Which of the recorded events, ``system:name`` each, make rows: their fields and kinds by number, and their names.
 
+    :param command: what makes a complete recording, when it is not ``perf record``
     :raises FaultpathError: when page faults are not among them
     """
     wanted: dict[int, tuple[str, ...]] = {}
@@ -30,7 +33,9 @@ def choose(events: Sequence[str], where: str) -> tuple[dict[int, tuple[str, ...]
         has = sorted(recorded)
         close = difflib.get_close_matches(FAULT, has, n=3, cutoff=0.4) or has[:5]
         raise FaultpathError(
-            f"the recording has no {FAULT} (closest: {', '.join(close)})", where, f"record with: {record_command()}"
+            f"the recording has no {FAULT} (closest: {', '.join(close)})",
+            where,
+            f"record with: {command or record_command()}",
         )
     return wanted, kinds, names
 
@@ -52,11 +57,12 @@ def processes(parents: dict[int, int], comms: dict[int, str]) -> list[dict[str, 
     return [{"pid": pid, "parent": parents[pid], "comm": comms[pid]} for pid in sorted(parents)]
 
 
-def missing(names: set[str], snapshots: bool, seen: bool = False) -> list[str]:
+def missing(names: set[str], snapshots: bool, seen: bool = False, clone3_flags: bool = False) -> list[str]:
     """One sentence for each thing that was not recorded, and why.
 
     :param snapshots: whether the recorder has read the processes' mappings itself
     :param seen: whether ``names`` are those that occur: of others it is not known whether they were recorded
+    :param clone3_flags: whether an event tells them
     """
     reason = "recorded, or did not occur" if seen else "recorded"
     said = []
@@ -73,7 +79,7 @@ def missing(names: set[str], snapshots: bool, seen: bool = False) -> list[str]:
         said.append(
             "Mappings that are not executable and older than the recording or made by exec: perf does not record them."
         )
-    if "syscalls:sys_enter_clone3" in names:
+    if "syscalls:sys_enter_clone3" in names and not clone3_flags:
         said.append(
             "Flags of clone3: the kernel reads them from memory; a child is taken to have its own address space."
         )

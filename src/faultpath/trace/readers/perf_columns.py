@@ -11,7 +11,8 @@ PID     process, -1 when the task was already gone
 TID     thread
 CPU     processor, -1 when not recorded
 EVENT   number of the event in the file for a sample, minus the record type for other records
-FIELD.. a sample's fields as asked; FORK, EXIT: ppid, ptid; MMAP: addr, len, prot, flags
+FIELD.. a sample's fields as asked; MMAP: addr, len, prot, flags; FORK, EXIT: ppid, ptid, then 0 or what other
+        readers know: CLONE_* flags of a FORK, whether an EXIT is of the last thread (``rows``)
 ======  ======================================================================================
 
 Nothing outside ``buf[at:end]`` is ever read, whatever sizes the records claim. Errors are a negative status and the

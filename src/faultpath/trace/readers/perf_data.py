@@ -188,12 +188,7 @@ def attribute_tables(header: ph.Header, wanted: Mapping[int, Sequence[str]], fie
         if not event.sample_type & ph.SAMPLE_RAW or event.format is None:
             raise FaultpathError(f"{event.name} was recorded without its fields", where, "record with perf record -R")
         for column, name in enumerate(wanted[number]):
-            found = event.format.fields.get(name)
-            if found is None or found.size not in (1, 2, 4, 8):
-                has = ", ".join(n for n in event.format.fields if not n.startswith("common_"))
-                raise FaultpathError(
-                    f"{event.name} has no number {name!r} (it has {has})", where, "report this kernel's event format"
-                )
+            found = event.format.number(name, where)
             at = pc.A_FIELD + pc.FIELD_WIDTH * column
             attrs[number, at : at + pc.FIELD_WIDTH] = found.offset, found.size, found.signed
         common = event.format.fields.get("common_type")

@@ -28,6 +28,8 @@ from faultpath.trace.readers.perf_columns import CPU, EVENT, FIELD, PID, TID, TI
 from faultpath.trace.readers.syscalls import K_ENTER, K_EXIT, K_FAULT, K_TAP, SYSCALLS
 from faultpath.trace.schema import ADDRESS_LIMIT, COLUMNS, Columns
 
+#: What an EXIT may say in its third field; 0 when it does not know, and threads are counted.
+LAST_THREAD, NOT_LAST_THREAD = 1, 2
 #: Event number of rows handed in by the recorder (``/proc/PID/maps``): the fields of an MMAP2 record.
 SNAPSHOT = -1000
 #: Thread ids are below this (PID_MAX_LIMIT, include/linux/threads.h, 64 bit).
@@ -286,11 +288,13 @@ def make_rows(  # type: ignore[no-untyped-def]
                     owner = processes[process_of[parent], P_OWNER]
                 maker = thread_of[parent_tid]
                 tid = parent_tid
+                aux = events[at, FIELD + 2]
                 if maker and threads[maker, T_PID] == parent and CLONE <= threads[maker, T_CALL] <= VFORK:
                     threads[maker, T_FORKED] = 1
-                    aux = threads[maker, T_ARG]
-                    if aux & CLONE_VM:
-                        processes[process, P_OWNER] = owner
+                    if threads[maker, T_ARG]:
+                        aux = threads[maker, T_ARG]
+                if aux & CLONE_VM:
+                    processes[process, P_OWNER] = owner
         elif event == -pc.COMM and f0:
             processes[process, P_GENERATION] += 1
             processes[process, P_THREADS] = 0
@@ -308,7 +312,10 @@ def make_rows(  # type: ignore[no-untyped-def]
                 processes[process, P_THREADS] -= 1
             if tid == pid:
                 processes[process, P_LEADER_GONE] = 1
-            if processes[process, P_THREADS] == 0 and processes[process, P_LEADER_GONE]:
+            last = processes[process, P_THREADS] == 0 and processes[process, P_LEADER_GONE] != 0
+            if events[at, FIELD + 2]:
+                last = events[at, FIELD + 2] == LAST_THREAD
+            if last:
                 op, owner = _EXIT, pid
                 processes[process, P_OWNER] = pid
         if op:

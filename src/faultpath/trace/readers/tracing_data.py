@@ -10,6 +10,7 @@ printk, saved command lines) is not read.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from faultpath.errors import FaultpathError
@@ -36,6 +37,18 @@ class EventFormat:
     id: int
     fields: dict[str, Field]
 
+    def number(self, name: str, where: str) -> Field:
+        """:raises FaultpathError: when it has no field of that name that holds one number"""
+        found = self.fields.get(name)
+        if found is None or found.size not in (1, 2, 4, 8):
+            has = ", ".join(n for n in self.fields if not n.startswith("common_"))
+            raise FaultpathError(
+                f"{self.system}:{self.name} has no number {name!r} (it has {has})",
+                where,
+                "report this kernel's event format",
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class TracingData:
@@ -46,14 +59,19 @@ class TracingData:
     events: dict[int, EventFormat]
 
 
-class _Cursor:
-    def __init__(self, data: memoryview, where: str) -> None:
-        self.data, self.where, self.at = data, where, 0
+class Cursor:
+    """Takes ``data`` apart from the front; little-endian.
+
+    :param what: what ``data`` is, for the message when it ends early
+    """
+
+    def __init__(self, data: memoryview, where: str, what: str = "event formats") -> None:
+        self.data, self.where, self.what, self.at = data, where, what, 0
 
     def take(self, size: int) -> memoryview:
         if size > len(self.data) - self.at:
             raise FaultpathError(
-                f"the event formats end early (offset {self.at:#x} asks for {size} bytes)", self.where, RECORD_AGAIN
+                f"the {self.what} end early (offset {self.at:#x} asks for {size} bytes)", self.where, RECORD_AGAIN
             )
         piece = self.data[self.at : self.at + size]
         self.at += size
@@ -67,7 +85,7 @@ class _Cursor:
         end = window.find(b"\0")
         if end < 0:
             raise FaultpathError(
-                f"an unterminated name at offset {self.at:#x} of the event formats", self.where, RECORD_AGAIN
+                f"an unterminated name at offset {self.at:#x} of the {self.what}", self.where, RECORD_AGAIN
             )
         self.at += end + 1
         return window[:end].decode("utf-8", "backslashreplace")
@@ -75,32 +93,56 @@ class _Cursor:
     def expect(self, mark: bytes) -> None:
         if bytes(self.take(len(mark))) != mark:
             raise FaultpathError(
-                f"the event formats lack {mark!r} at offset {self.at - len(mark):#x}", self.where, RECORD_AGAIN
+                f"the {self.what} lack {mark!r} at offset {self.at - len(mark):#x}", self.where, RECORD_AGAIN
             )
 
 
 def parse_tracing_data(data: memoryview, where: str) -> TracingData:
     """:raises FaultpathError: when it is truncated, big-endian, or a format cannot be understood"""
-    at = _Cursor(data, where)
+    at = Cursor(data, where)
     at.expect(MAGIC)
     at.string()
+    long_size, page_size = take_machine(at)
+    take_header_page(at)
+    skip_ftrace_formats(at)
+    return TracingData(page_size, long_size, take_event_formats(at))
+
+
+def take_machine(at: Cursor) -> tuple[int, int]:
+    """Bytes of a ``long`` in user space and of a page.
+
+    :raises FaultpathError: when the machine was big-endian
+    """
     if at.number(1) != 0:
         raise FaultpathError(
-            "event formats from a big-endian machine", where, "import on a recording from a little-endian machine"
+            "event formats from a big-endian machine", at.where, "import on a recording from a little-endian machine"
         )
-    long_size, page_size = at.number(1), at.number(4)
-    for mark in (b"header_page\0", b"header_event\0"):
-        at.expect(mark)
-        at.take(at.number(8))
+    return at.number(1), at.number(4)
+
+
+def take_header_page(at: Cursor) -> dict[str, Field]:
+    """What a page of the ring buffer begins with: the fields of ``events/header_page``."""
+    at.expect(b"header_page\0")
+    fields = parse_fields(bytes(at.take(at.number(8))))
+    at.expect(b"header_event\0")
+    at.take(at.number(8))
+    return fields
+
+
+def skip_ftrace_formats(at: Cursor) -> None:
     for _ in range(at.number(4)):
         at.take(at.number(8))
+
+
+def take_event_formats(at: Cursor) -> dict[int, EventFormat]:
+    """The tracepoints' formats, by id."""
     events: dict[int, EventFormat] = {}
     for _ in range(at.number(4)):
         system = at.string()
         for _ in range(at.number(4)):
-            event = parse_format(system, bytes(at.take(at.number(8))), where)
+            event = parse_format(system, bytes(at.take(at.number(8))), at.where)
             events[event.id] = event
-    return TracingData(page_size, long_size, events)
+    return events
 
 
 ID = re.compile(r"ID: (\d{1,9})", re.ASCII)
@@ -109,20 +151,33 @@ FIELD = re.compile(r"\tfield:([^;]{1,4096});\s*offset:(\d{1,9});\s*size:(\d{1,9}
 
 def parse_format(system: str, text: bytes, where: str) -> EventFormat:
     """One event's ``format`` file, as in /sys/kernel/tracing/events/SYSTEM/EVENT/format."""
-    name, number, found = "", -1, {}
-    for line in text.decode("utf-8", "backslashreplace").split("\n"):
+    name, number = "", -1
+    for line in _lines(text):
         if line.startswith("name: "):
             name = line[6:].strip()
         elif match := ID.fullmatch(line):
             number = int(match[1])
-        elif match := FIELD.match(line):
+    if not name or number < 0:
+        raise FaultpathError(f"an event format of {system!r} without name or ID", where, RECORD_AGAIN)
+    return EventFormat(system, name, number, parse_fields(text))
+
+
+def parse_fields(text: bytes) -> dict[str, Field]:
+    """The ``field:`` lines of a format, by name, in order."""
+    found = {}
+    for line in _lines(text):
+        if match := FIELD.match(line):
             words = match[1].rstrip()
             if words.endswith("]"):
                 words = words.rpartition("[")[0]
-            name_of_field = words.split()[-1].lstrip("*") if words.strip() else ""
-            found[name_of_field] = Field(int(match[2]), int(match[3]), match[4] == "1")
-        elif line.startswith("print fmt"):
-            break
-    if not name or number < 0:
-        raise FaultpathError(f"an event format of {system!r} without name or ID", where, RECORD_AGAIN)
-    return EventFormat(system, name, number, found)
+            name = words.split()[-1].lstrip("*") if words.strip() else ""
+            found[name] = Field(int(match[2]), int(match[3]), match[4] == "1")
+    return found
+
+
+def _lines(text: bytes) -> Iterator[str]:
+    """Lines up to how the event is printed, which may hold anything."""
+    for line in text.decode("utf-8", "backslashreplace").split("\n"):
+        if line.startswith("print fmt"):
+            return
+        yield line
