@@ -245,19 +245,6 @@ def put(out, count, time, pid, tid, event, field0, field1):  # type: ignore[no-u
 
 
 @jit
-def adopt(maker, tid, time, tasks, out, count, state):  # type: ignore[no-untyped-def]
-    """``tid`` is what ``maker``'s call made: one of its threads, or a new process. Returns the new count."""
-    parent = tasks[maker, T_PROCESS] - 1
-    tasks[maker, T_DELIVERED] = 1
-    tasks[tid, :] = 0
-    if tasks[maker, T_FLAGS] & CLONE_THREAD:
-        tasks[tid, T_PROCESS] = parent + 1
-        return count
-    tasks[tid, T_PROCESS] = tid + 1
-    return put(out, count, time, tid, tid, -pc.FORK, parent, maker)
-
-
-@jit
 def leave(tid, tasks, state):  # type: ignore[no-untyped-def]
     """The thread is in no call any more. Returns the call it was in, plus one."""
     call = tasks[tid, T_CALL]
@@ -269,11 +256,26 @@ def leave(tid, tasks, state):  # type: ignore[no-untyped-def]
 
 
 @jit
+def adopt(maker, tid, time, tasks, out, count, state):  # type: ignore[no-untyped-def]
+    """``tid`` is what ``maker``'s call made: one of its threads, or a new process. Returns the new count."""
+    parent = tasks[maker, T_PROCESS] - 1
+    tasks[maker, T_DELIVERED] = 1
+    leave(tid, tasks, state)  # who had this number before, and whose end was not printed
+    tasks[tid, :] = 0
+    if tasks[maker, T_FLAGS] & CLONE_THREAD:
+        tasks[tid, T_PROCESS] = parent + 1
+        return count
+    tasks[tid, T_PROCESS] = tid + 1
+    return put(out, count, time, tid, tid, -pc.FORK, parent, maker)
+
+
+@jit
 def returned(call, value, time, tid, tasks, out, count, state):  # type: ignore[no-untyped-def]
     """The exit of a call, and what it tells. Returns the new count; ``state[S_TID]`` is the thread after an exec."""
     if CLONE <= call <= VFORK and 0 < value < PID_LIMIT and not tasks[tid, T_DELIVERED]:
-        state[S_ALIVE] += 1
-        state[S_SUM] += value
+        if not tasks[value, T_PROCESS]:
+            state[S_ALIVE] += 1
+            state[S_SUM] += value
         count = adopt(tid, value, time, tasks, out, count, state)
     process = tasks[tid, T_PROCESS] - 1
     if EXECVE <= call <= EXECVEAT and value == 0:
