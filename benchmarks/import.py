@@ -1,14 +1,14 @@
 """`faultpath import` against other ways of reading the same recordings: a median each, and the ratio.
 
-``python benchmarks/import.py [RECORDING...]``. Without recordings it makes two with perf, of about a million events and
-about ten million, and with trace-cmd where it is installed, the text of the first, and one of about half a million lines
-with strace (perf, strace, a C compiler and the right to record are needed; ten million events take a gigabyte in the
-temporary directory).
+``python benchmarks/import.py [RECORDING...]``. Without recordings it makes some of about a million and of
+about ten million events, with perf and where it is installed with trace-cmd, the text of the first, and one of about
+half a million lines with strace (perf, strace, a C compiler and the right to record are needed; ten million events take
+a gigabyte in the temporary directory).
 
-The peer of a perf.data or a trace.dat is the recorder's own tool writing its text to a file; that of a text is a loop in
-Python over its lines, with a regular expression or two and ``int`` on what they find, which keeps nothing. Two lines a
-recording: ``decode`` is from the file to columns in a running process (sorted events, or a text's rows); ``import`` is
-a whole ``faultpath import`` from the start of the interpreter, Parquet included.
+The peer of a perf.data or a trace.dat is the recorder's own tool writing its text to a file; that of a text is a loop
+in Python over its lines, with a regular expression or two and ``int`` on what they find, which keeps nothing. Two lines
+a recording: ``decode`` is from the file to columns in a running process (sorted events, or a text's rows); ``import``
+is a whole ``faultpath import`` from the start of the interpreter, Parquet included.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def without(content: bytes, *events: str) -> bytes:
 
 
 def test_every_thread_finds_its_process() -> None:
-    """As the program births.c makes them: four threads that fork, vfork, posix_spawn, and an exec by a second thread."""
+    """As births.c makes them: four threads that fork, vfork and posix_spawn, and an exec by a second thread."""
     meta, rows = imported(bundled("tasks-v6"))
     by_tid: dict[int, set[int]] = {}
     for pid, tid, _, op, *_ in rows:
