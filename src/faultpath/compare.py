@@ -13,6 +13,7 @@ from faultpath.design import Design
 from faultpath.engine import feed
 from faultpath.engine.replay import ACCESSES_RESIDENT, ACCESSES_TOUCHED, Replay
 from faultpath.trace.formats import as_trace, recognise
+from faultpath.trace.processes import Process, Survey, survey
 from faultpath.trace.schema import Trace, open_trace
 
 SCHEMA = "faultpath/compare/1"
@@ -58,7 +59,7 @@ def _trace(
     pid: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    found = feed.survey(trace)
+    found = survey(trace)
     process = found.choose(pid, name)
     if process.accesses:
         accesses = "recorded"
@@ -89,8 +90,8 @@ def _trace(
 
 def _result(
     trace: Trace,
-    found: feed.Survey,
-    process: feed.Process,
+    found: Survey,
+    process: Process,
     design: Design,
     values: dict[str, int | str],
     accesses: str,
