@@ -1,0 +1,278 @@
+"""What a process did to its address space, as a plain dictionary: pmap over time, and what a driver will meet there.
+
+*Touched* is a page that the process faulted in and that no call has taken away since. An invalidation is *useful* if a
+page in its range was touched after the last invalidation of that page: a device that follows the process's faults
+(``compare --accesses touched``) has it mapped then. What is not useful calls a driver for nothing, whatever its design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faultpath.trace import address_map as am
+from faultpath.trace import tally as counts
+from faultpath.trace.address_map import KINDS
+from faultpath.trace.ops import Event, Op
+from faultpath.trace.processes import Process, Survey, in_effect, until_birth
+from faultpath.trace.schema import Columns, Trace
+
+SLICES = 16
+TOP = 10
+BLOCKS = (64 << 10, 2 << 20, 512 << 20, 1 << 30)
+
+Numbers = NDArray[np.int64]
+
+
+def summary(trace: Trace, found: Survey, process: Process, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Read a process's rows and count.
+
+    :param progress: called with rows done
+    """
+    raises = trace.meta.invalidations_from == "model"
+    replay = _Replay(trace.meta.page_size, raises, process.accesses > 0)
+    for rows in until_birth(trace, found, process.pid):
+        replay.before_birth(rows)
+    replay.begin(process)
+    done = 0
+    for columns in in_effect(trace, process.pid):
+        if not replay.rows(columns):
+            break
+        done += len(columns["time"])
+        progress(done)
+    replay.end()
+    comms = {p["pid"]: p["comm"] for p in trace.meta.processes}
+    return {
+        "pid": process.pid,
+        "comm": comms.get(process.pid, ""),
+        "rows": process.rows,
+        "start_ns": process.first_ns,
+        "duration_ns": process.last_ns - process.first_ns,
+        "accesses": "recorded" if process.accesses else "touched",
+        **replay.document(process),
+    }
+
+
+class _Replay:
+    """The state of a run: the address space, what was counted, and how it stood when most pages were touched."""
+
+    def __init__(self, page_size: int, raises: bool, recorded: bool) -> None:
+        self.page_size = page_size
+        self.raises, self.recorded = raises, recorded
+        self.space = am.space(page_size)
+        self.tally = counts.tally(np.zeros(1, np.int64))
+        self.ever = np.zeros(len(BLOCKS), np.int64)
+        self.fullest: dict[str, Any] = {}
+
+    def before_birth(self, pieces: Iterable[Columns]) -> None:
+        """An ancestor's rows make the address space that a child is born with."""
+        raises, self.raises = self.raises, False
+        for columns in pieces:
+            self.rows(columns)
+        self.raises = raises
+        am.at_birth(self.space)
+
+    def begin(self, process: Process) -> None:
+        """From here on it counts."""
+        span = process.last_ns - process.first_ns
+        bounds = [process.first_ns + -(-span * (i + 1) // SLICES) for i in range(SLICES)]
+        self.tally = counts.tally(np.array(bounds))
+        self.space.state[[am.MADE, am.GONE, am.PAGES_UNMAPPED]] = 0
+        self.space.lifetimes[:] = 0
+        self.ever[:] = 0
+        self.fullest = {}
+
+    def rows(self, columns: Columns) -> bool:
+        """Count a batch of rows; False once the process has exited."""
+        time, op = columns["time"], columns["op"]
+        addr, length = columns["addr"].view(np.int64), columns["len"].view(np.int64)
+        arg, aux = columns["arg"], columns["aux"]
+        where = self.tally.where
+        where[0] = 0
+        while True:
+            status = counts.run(
+                self.space, self.tally, self.raises, self.recorded, time, op, addr, length, arg, aux
+            )
+            if status == counts.DONE:
+                return True
+            if status == counts.ROOM:
+                self.space = am.with_room(self.space, 2 * int(self.space.state[am.BLOCKS]) + 1)
+                self.tally = counts.with_room(self.tally, 4 + int(self.space.state[am.VMAS]))
+            elif status == counts.SLICE_ENDS:
+                self._look(int(self.tally.bounds[where[1]]))
+                counts.end_slice(self.space, self.tally)
+            else:
+                if op[where[0]] == Op.EXIT:
+                    return False
+                self._look(int(time[where[0]]))
+                self._leave()
+                self.tally.calls[Op.EXEC] += 1
+                where[0] += 1
+
+    def end(self) -> None:
+        """No more rows: the slices that are left end as things stand."""
+        self._look(int(self.space.state[am.NOW]))
+        for _ in range(int(self.tally.where[1]), len(self.tally.bounds)):
+            counts.end_slice(self.space, self.tally)
+        self._leave()
+
+    def _leave(self) -> None:
+        """The address space goes; what was counted in it stays."""
+        self.ever += [len(ids) for ids, _ in self._blocks(am.EVER)]
+        old, self.space = self.space, am.space(self.page_size)
+        for i in (am.MADE, am.GONE, am.PAGES_UNMAPPED):
+            self.space.state[i] = old.state[i]
+        self.space.lifetimes[:] = old.lifetimes
+
+    def _blocks(self, bit: int) -> list[tuple[Numbers, Numbers]]:
+        """By size in BLOCKS: numbers (address / size) of the blocks with pages that have the bit, and how many."""
+        blocks = self.space.blocks.all()
+        pages = (self.space.pages[blocks[:, am.INDEX]] & bit) != 0
+        found = []
+        for size in BLOCKS:
+            shift = max(size // self.page_size, 1).bit_length() - 1
+            inside = min(shift, am.BLOCK_SHIFT)
+            each = am.BLOCK_PAGES >> inside
+            number = pages.reshape(len(pages), each, 1 << inside).sum(axis=2, dtype=np.int64).ravel()
+            ids = (blocks[:, am.BLOCK, None] * each + np.arange(each)).ravel()[number > 0] >> (shift - inside)
+            number = number[number > 0]
+            first = np.flatnonzero(np.diff(ids, prepend=-1))
+            found.append((ids[first], np.add.reduceat(number, first) if first.size else number))
+        return found
+
+    def _look(self, now: int) -> None:
+        """If there are more pages than whenever it was looked: how the address space stands."""
+        state = self.space.state
+        if self.fullest and state[am.PAGES_IN] <= self.fullest["touched"]:
+            return
+        by_kind = np.zeros((len(KINDS), 4), np.int64)
+        am.census(self.space, by_kind)
+        vmas = self.space.vmas.all()
+        vmas = vmas[vmas[:, am.PROT] != 0]
+        blocks = []
+        for size, (ids, pages) in zip(BLOCKS, self._blocks(am.IN), strict=True):
+            shift = size.bit_length() - 1
+            first = np.searchsorted(ids, vmas[:, am.START] >> shift)
+            end = np.searchsorted(ids, (vmas[:, am.END] - 1) >> shift, side="right")
+            change = np.bincount(first, minlength=len(ids) + 1) - np.bincount(end, minlength=len(ids) + 1)
+            sharing = np.cumsum(change)[: len(ids)]
+            blocks.append(
+                {
+                    "bytes": size,
+                    "touched": len(ids),
+                    "pages": int(pages.sum()),
+                    "vmas": int(sharing.sum()),
+                    "shared": int((sharing > 1).sum()),
+                    "vmas_peak": int(sharing.max(initial=0)),
+                }
+            )
+        self.fullest = {"at": now, "touched": int(state[am.PAGES_IN]), "by_kind": by_kind, "blocks": blocks}
+
+    def document(self, process: Process) -> dict[str, Any]:
+        """What was counted."""
+        t, begin = self.tally, process.first_ns
+        faults = t.faults.sum(axis=0)
+        kinds = []
+        for k, name in enumerate(KINDS):
+            vmas, vmas_touched, size, pages = map(int, self.fullest["by_kind"][k])
+            met = _named(counts.MET, t.faults[k])
+            line = {
+                "kind": name,
+                "vmas": vmas,
+                "vmas_touched": vmas_touched,
+                "bytes": size,
+                "touched_pages": pages,
+                "faults": met,
+                "invalidations": _named(counts.COUNTED, t.by_kind[k]),
+            }
+            if vmas or t.faults[k].any() or t.by_kind[k].any():
+                kinds.append(line)
+        return {
+            "touched_pages": int(faults[0]),
+            "faults": _named(counts.MET, faults),
+            "peaks": {
+                name: {"value": int(value), "at_ns": int(at) - begin if value else 0}
+                for name, (value, at) in zip(counts.PEAKS, t.peaks, strict=True)
+            },
+            "timeline": [
+                {"end_ns": int(end) - begin, **_named(counts.SLICE, line)}
+                for end, line in zip(t.bounds, t.slices, strict=True)
+            ],
+            "churn": {
+                "calls": {Op(op).name.lower(): int(t.calls[op]) for op in counts.CALLS if t.calls[op]},
+                "advice": {str(a): int(n) for a, n in enumerate(t.advice) if n},
+                "vmas_made": int(self.space.state[am.MADE]),
+                "vmas_gone": int(self.space.state[am.GONE]),
+                "pages_unmapped": int(self.space.state[am.PAGES_UNMAPPED]),
+                "unmapped_by_age_ns": _named([*map(str, am.AGES), "more"], self.space.lifetimes),
+            },
+            "fullest": {"at_ns": self.fullest["at"] - begin, "touched_pages": self.fullest["touched"]},
+            "kinds": kinds,
+            "blocks": [
+                {**block, "touched_ever": int(ever)}
+                for block, ever in zip(self.fullest["blocks"], self.ever, strict=True)
+            ],
+            "invalidations": {
+                **_named(counts.COUNTED, t.invalidations.sum(axis=(0, 1, 2))),
+                "by_event": _groups([e.name.lower() for e in Event], t.invalidations.sum(axis=(1, 2))),
+                "by_size": _groups(counts.SIZES, t.invalidations.sum(axis=(0, 1))),
+                "by_operation": _by_operation(t.invalidations.sum(axis=2)),
+                "top_ranges": _top_ranges(t.hot.all()),
+            },
+        }
+
+
+def _named(names: Iterable[str], values: Iterable[int]) -> dict[str, int]:
+    return {name: int(value) for name, value in zip(names, values, strict=True)}
+
+
+def _groups(names: Iterable[str], values: Numbers) -> dict[str, dict[str, int]]:
+    return {name: _named(counts.COUNTED, line) for name, line in zip(names, values, strict=True) if line.any()}
+
+
+def _by_operation(values: Numbers) -> list[dict[str, Any]]:
+    """Most frequent first; axes: event, op, COUNTED."""
+    found = [
+        {
+            "operation": Op(op).name.lower(),
+            "event": Event(event).name.lower(),
+            **_named(counts.COUNTED, values[event, op]),
+        }
+        for event, op in np.argwhere(values[:, :, 0])
+    ]
+    return sorted(found, key=lambda line: -line["count"])
+
+
+def _top_ranges(hot: Numbers) -> list[dict[str, Any]]:
+    """Where most invalidations begin: hot places of one kind that overlap or lie side by side are one range."""
+    if not len(hot):
+        return []
+    kind = hot[:, 0] & ((1 << counts.KIND_SHIFT) - 1)
+    block = hot[:, 0] >> counts.KIND_SHIFT
+    sequence = np.lexsort((block, kind))
+    hot, kind, block = hot[sequence], kind[sequence], block[sequence]
+    # Addresses are below 2^57: the kind above them keeps kinds apart in one running maximum.
+    low, high = (kind << 57) + hot[:, counts.HOT_LOW], (kind << 57) + hot[:, counts.HOT_HIGH]
+    reached = np.maximum.accumulate(high)[:-1]
+    apart = (kind[1:] != kind[:-1]) | ((low[1:] > reached) & (block[1:] > block[:-1] + 1))
+    first = np.concatenate([[0], np.flatnonzero(apart) + 1])
+    total = np.add.reduceat(hot, first)
+    end = np.maximum.reduceat(hot[:, counts.HOT_HIGH], first)
+    most = np.lexsort((first, -total[:, counts.HOT_COUNTED]))[:TOP]
+    return [
+        {
+            "start": int(hot[first[i], counts.HOT_LOW]),
+            "end": int(end[i]),
+            "kind": KINDS[kind[first[i]]],
+            **_named(counts.COUNTED, total[i, counts.HOT_COUNTED : counts.HOT_EVENT]),
+            "by_event": {
+                event.name.lower(): int(total[i, counts.HOT_EVENT + event])
+                for event in Event
+                if total[i, counts.HOT_EVENT + event]
+            },
+        }
+        for i in most
+    ]

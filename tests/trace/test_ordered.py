@@ -1,0 +1,58 @@
+"""The ordered table against a sorted list."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right, insort
+
+from faultpath.trace import ordered
+
+
+def walk(t: ordered.Table) -> list[list[int]]:
+    found, place = [], ordered.following(t, ordered.NONE)
+    while place != ordered.NONE:
+        found.append(ordered.row(t, place).tolist())
+        place = ordered.following(t, place)
+    return found
+
+
+def test_it_holds_what_a_sorted_list_holds() -> None:
+    for seed in range(30):
+        chance = random.Random(seed)
+        t, keys = ordered.table(2), []
+        growing = 0.9
+        for step in range(1500):
+            if step % 300 == 0:
+                growing = chance.choice([0.1, 0.5, 0.9])
+            if ordered.lacks(t, 1):
+                t = ordered.grown(t, 2 * len(t.order))
+            key = chance.randrange(-5, 4000)
+            at = bisect_right(keys, key) - 1
+            place = ordered.floor(t, key)
+            assert (place == ordered.NONE) == (at < 0)
+            if at >= 0:
+                assert ordered.row(t, place).tolist() == [keys[at], 7 * keys[at]]
+            if (at < 0 or keys[at] != key) and chance.random() < growing:
+                ordered.row(t, ordered.insert(t, key))[1] = 7 * key
+                insort(keys, key)
+            elif at >= 0 and chance.random() < 0.5:
+                after = ordered.remove(t, place)
+                del keys[at]
+                assert (after == ordered.NONE) == (at == len(keys))
+                if after != ordered.NONE:
+                    assert ordered.row(t, after)[0] == keys[at]
+            elif at >= 0:
+                upper = keys[at + 1] if at + 1 < len(keys) else keys[at] + 9
+                keys[at] = chance.randrange(keys[at], upper)
+                ordered.set_key(t, place, keys[at])
+                ordered.row(t, place)[1] = 7 * keys[at]
+        assert walk(t) == [[key, 7 * key] for key in keys] == t.all().tolist()
+
+
+def test_places_run_out_only_when_said() -> None:
+    """Ascending keys leave every split chunk half empty: the worst there is."""
+    t = ordered.table(1)
+    while not ordered.lacks(t, 1):
+        ordered.insert(t, len(t.all()))
+    assert t.used[0] <= len(t.order)
+    assert not ordered.lacks(ordered.grown(t, len(t.order) + 1), 1)
