@@ -19,19 +19,19 @@ def walk(t: ordered.Table) -> list[list[int]]:
 def test_it_holds_what_a_sorted_list_holds() -> None:
     for seed in range(30):
         chance = random.Random(seed)
-        t, keys = ordered.table(2), []
+        t, keys = ordered.table(4), []
         growing = 0.9
         for step in range(1500):
             if step % 300 == 0:
                 growing = chance.choice([0.1, 0.5, 0.9])
             if ordered.lacks(t, 1):
-                t = ordered.grown(t, 2 * len(t.order))
+                t = ordered.grown(t)
             key = chance.randrange(-5, 4000)
             at = bisect_right(keys, key) - 1
             place = ordered.floor(t, key)
             assert (place == ordered.NONE) == (at < 0)
             if at >= 0:
-                assert ordered.row(t, place).tolist() == [keys[at], 7 * keys[at]]
+                assert ordered.row(t, place).tolist() == [keys[at], 7 * keys[at], 0, 0]
             if (at < 0 or keys[at] != key) and chance.random() < growing:
                 ordered.row(t, ordered.insert(t, key))[1] = 7 * key
                 insort(keys, key)
@@ -46,13 +46,15 @@ def test_it_holds_what_a_sorted_list_holds() -> None:
                 keys[at] = chance.randrange(keys[at], upper)
                 ordered.set_key(t, place, keys[at])
                 ordered.row(t, place)[1] = 7 * keys[at]
-        assert walk(t) == [[key, 7 * key] for key in keys] == t.all().tolist()
+        assert walk(t) == [[key, 7 * key, 0, 0] for key in keys] == ordered.rows(t).tolist()
 
 
 def test_places_run_out_only_when_said() -> None:
-    """Ascending keys leave every split chunk half empty: the worst there is."""
-    t = ordered.table(1)
-    while not ordered.lacks(t, 1):
-        ordered.insert(t, len(t.all()))
-    assert t.used[0] <= len(t.order)
-    assert not ordered.lacks(ordered.grown(t, len(t.order) + 1), 1)
+    for step in (1, -1, 7919):  # rising, falling, all over the place
+        t, key = ordered.table(4), 0
+        while not ordered.lacks(t, 1):
+            ordered.insert(t, key)
+            key = (key + step) % 1_000_003
+        assert not ordered.lacks(ordered.grown(t), 1)
+        rows = ordered.rows(t)[:, 0]
+        assert sorted(rows) == rows.tolist()

@@ -19,10 +19,13 @@ from faultpath.jit import jit
 from faultpath.trace import ordered
 from faultpath.trace.ordered import NONE, Table, floor, following, insert, remove, row, set_key
 
-PROT_WRITE, PROT_EXEC = 2, 4
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+READ_WRITE = np.int64(PROT_READ | PROT_WRITE)
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_GROWSDOWN = 0x01, 0x02, 0x20, 0x100
 # Not in a trace: the heap of brk; a mapping that only its faults tell of.
 HEAP, INFERRED = 1 << 29, 1 << 30
+OF_FAULTS = np.int64(MAP_PRIVATE | MAP_ANONYMOUS | INFERRED)
+OF_BRK = np.int64(MAP_PRIVATE | MAP_ANONYMOUS | HEAP)
 
 STACK_LIMIT = 8 << 20  # RLIMIT_STACK's usual soft limit: how far a stack VMA may grow
 
@@ -35,46 +38,36 @@ BLOCK_PAGES = 1 << BLOCK_SHIFT
 BLOCK, INDEX, COUNT_IN, COUNT_DEVICE, BLOCK_WORDS = range(5)
 
 # Bits of a page: touched at this address at any time; in; the CPU may write it without a fault; touched since the last
-# invalidation of it: what a device that follows the process's faults would have mapped.
-EVER, IN, WRITABLE, DEVICE = 1, 2, 4, 8
+# invalidation of it: what a device that follows the process's faults would have mapped. Typed, as other constants are
+# that functions are called with: numba compiles a function once for each plain integer it is called with.
+EVER, IN, WRITABLE, DEVICE, NOTHING = (np.int64(bit) for bit in (1, 2, 4, 8, 0))
 
-# Words of ``state``. Bytes by protection, VMAs, and pages that are IN, as they are now; the rest counts from the start.
-(PAGE_SHIFT, NOW, BRK, ORIGINS, BLOCKS, ACCESSIBLE, RESERVED, VMAS, PAGES_IN,
- MADE, GONE, PAGES_UNMAPPED, STATE_WORDS) = range(13)  # fmt: skip
-
-#: Kinds of mappings, as pmap shows them; each number is an index.
-KINDS = (
-    "unmapped",
-    "heap",
-    "stack",
-    "anonymous",
-    "anonymous_code",
-    "anonymous_shared",
-    "file",
-    "file_code",
-    "file_shared",
-    "reserved",
-    "inferred",
-)
-_UNMAPPED, _HEAP, _STACK, _ANON, _ANON_CODE, _ANON_SHARED, _FILE, _FILE_CODE, _FILE_SHARED, _RESERVED, _INFERRED = (
-    range(len(KINDS))
-)
-#: VMAs that were unmapped, by age: each limit (ns) is above, the last class has none.
+#: VMAs that were unmapped are counted by age: each limit (ns) is above its class, the last class has none.
 AGES = tuple(10**n for n in range(6, 11))
+
+# Words of ``state``: how things are now (bytes by protection; pages that are IN), then what has been counted.
+(PAGE_SHIFT, NOW, BRK, ORIGINS, BLOCKS, ACCESSIBLE, RESERVED, VMAS, PAGES_IN,
+ MADE, GONE, PAGES_UNMAPPED, AGE) = range(13)  # fmt: skip
+STATE_WORDS = AGE + len(AGES) + 1
+
+#: Kinds of mappings, much as pmap shows them; each number is an index.
+KINDS = (
+    "unmapped", "heap", "stack", "anonymous", "anonymous_code", "anonymous_shared", "file", "file_code", "file_shared",
+    "reserved", "inferred",
+)  # fmt: skip
+_HEAP, _STACK, _ANON, _ANON_CODE, _ANON_SHARED, _FILE, _FILE_CODE, _FILE_SHARED, _RESERVED, _INFERRED = range(1, 11)
 
 
 class Space(NamedTuple):
     """One address space.
 
     :ivar pages: bits by block (its INDEX word) and page
-    :ivar lifetimes: VMAs that went whole, by age
     """
 
     vmas: Table
     blocks: Table
     pages: NDArray[np.uint8]
     state: NDArray[np.int64]
-    lifetimes: NDArray[np.int64]
 
 
 def space(page_size: int) -> Space:
@@ -82,35 +75,22 @@ def space(page_size: int) -> Space:
     state = np.zeros(STATE_WORDS, np.int64)
     state[PAGE_SHIFT] = page_size.bit_length() - 1
     return Space(
-        ordered.table(VMA_WORDS),
-        ordered.table(BLOCK_WORDS),
-        np.zeros((64, BLOCK_PAGES), np.uint8),
-        state,
-        np.zeros(len(AGES) + 1, np.int64),
+        ordered.table(VMA_WORDS), ordered.table(BLOCK_WORDS), np.zeros((64, BLOCK_PAGES), np.uint8), state
     )
 
 
 VMAS_PER_ROW = 8  # at most, that one row of a trace makes
 
 
-@jit
-def has_room(s, blocks):  # type: ignore[no-untyped-def]
-    """Whether any row can be done that makes no more than so many blocks."""
-    return not (
-        ordered.lacks(s.vmas, VMAS_PER_ROW)
-        or ordered.lacks(s.blocks, blocks)
-        or s.state[BLOCKS] + blocks > len(s.pages)
-    )
-
-
 def with_room(s: Space, blocks: int) -> Space:
-    """The same space so that it has room."""
+    """The same space with room for so many blocks more, and for the VMAs of a row."""
     while ordered.lacks(s.vmas, VMAS_PER_ROW):
-        s = s._replace(vmas=ordered.grown(s.vmas, 2 * len(s.vmas.order)))
+        s = s._replace(vmas=ordered.grown(s.vmas))
     while ordered.lacks(s.blocks, blocks):
-        s = s._replace(blocks=ordered.grown(s.blocks, 2 * len(s.blocks.order)))
-    if s.state[BLOCKS] + blocks > len(s.pages):
-        pages = np.zeros((2 * (int(s.state[BLOCKS]) + blocks), BLOCK_PAGES), np.uint8)
+        s = s._replace(blocks=ordered.grown(s.blocks))
+    needed = int(s.state[BLOCKS]) + blocks
+    if needed > len(s.pages):
+        pages = np.zeros((2 * needed, BLOCK_PAGES), np.uint8)
         pages[: len(s.pages)] = s.pages
         s = s._replace(pages=pages)
     return s
@@ -128,12 +108,8 @@ def kind(prot, flags):  # type: ignore[no-untyped-def]
     if flags & MAP_GROWSDOWN:
         return _STACK
     if flags & MAP_ANONYMOUS:
-        if flags & MAP_SHARED:
-            return _ANON_SHARED
-        return _ANON_CODE if prot & PROT_EXEC else _ANON
-    if flags & MAP_SHARED:
-        return _FILE_SHARED
-    return _FILE_CODE if prot & PROT_EXEC else _FILE
+        return _ANON_SHARED if flags & MAP_SHARED else _ANON_CODE if prot & PROT_EXEC else _ANON
+    return _FILE_SHARED if flags & MAP_SHARED else _FILE_CODE if prot & PROT_EXEC else _FILE
 
 
 # --- VMAs
@@ -151,136 +127,99 @@ def first_vma(s, start, end):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _weigh(s, prot, size):  # type: ignore[no-untyped-def]
-    s.state[ACCESSIBLE if prot else RESERVED] += size
+def cut(s, start, end, unmapped):  # type: ignore[no-untyped-def]
+    """Take ``[start, end)`` out of every VMA: some go, some shrink, one may be split.
 
-
-@jit
-def _made(s):  # type: ignore[no-untyped-def]
-    s.state[VMAS] += 1
-    s.state[MADE] += 1
-
-
-@jit
-def _gone(s):  # type: ignore[no-untyped-def]
-    s.state[VMAS] -= 1
-    s.state[GONE] += 1
-
-
-@jit
-def cut(s, start, end):  # type: ignore[no-untyped-def]
-    """Take ``[start, end)`` out of every VMA: some go, some shrink, one may be split."""
-    place = floor(s.vmas, start)
-    if place == NONE:
-        place = following(s.vmas, place)
-    elif row(s.vmas, place)[START] < start:
-        v = row(s.vmas, place)
-        upto = v[END]
-        if upto > start:
-            v[END] = start
-            _weigh(s, v[PROT], start - min(upto, end))
-            if upto > end:
-                prot, flags, origin, born = v[PROT], v[FLAGS], v[ORIGIN], v[BORN]
-                _put(s, end, upto, prot, flags, origin, born)
-                return
-        place = following(s.vmas, place)
+    :param unmapped: count how old those were that went
+    """
+    state = s.state
+    place = first_vma(s, start, end)
     while place != NONE:
         v = row(s.vmas, place)
-        if v[START] >= end:
+        low, high, prot = v[START], v[END], v[PROT]
+        if low >= end:
             break
-        if v[END] > end:
-            _weigh(s, v[PROT], v[START] - end)
+        state[ACCESSIBLE if prot else RESERVED] -= min(high, end) - max(low, start)
+        if low < start:
+            v[END] = start
+            if high > end:
+                flags, origin, born = v[FLAGS], v[ORIGIN], v[BORN]
+                upper = row(s.vmas, insert(s.vmas, end))
+                upper[END], upper[PROT], upper[FLAGS], upper[ORIGIN], upper[BORN] = high, prot, flags, origin, born
+                state[VMAS] += 1
+                state[MADE] += 1
+                break
+            place = following(s.vmas, place)
+        elif high > end:
             set_key(s.vmas, place, end)
             break
-        _weigh(s, v[PROT], v[START] - v[END])
-        _gone(s)
-        place = remove(s.vmas, place)
-
-
-@jit
-def _put(s, start, end, prot, flags, origin, born):  # type: ignore[no-untyped-def]
-    """A VMA of its own; its bytes are the caller's to weigh."""
-    v = row(s.vmas, insert(s.vmas, start))
-    v[END], v[PROT], v[FLAGS], v[ORIGIN], v[BORN] = end, prot, flags, origin, born
-    _made(s)
-
-
-@jit
-def _merges(v, prot, flags, origin):  # type: ignore[no-untyped-def]
-    private = flags & MAP_ANONYMOUS and not flags & MAP_SHARED
-    return v[PROT] == prot and v[FLAGS] == flags and (private or v[ORIGIN] == origin)
+        else:
+            age = 0
+            while age < len(AGES) and state[NOW] - v[BORN] >= AGES[age]:
+                age += 1
+            state[AGE + age] += unmapped
+            state[VMAS] -= 1
+            state[GONE] += 1
+            place = remove(s.vmas, place)
 
 
 @jit
 def add(s, start, end, prot, flags, origin, born):  # type: ignore[no-untyped-def]
     """Map ``[start, end)``, where nothing is, and merge it with its neighbours."""
-    _weigh(s, prot, end - start)
-    left = floor(s.vmas, start)
-    right = following(s.vmas, left)
-    with_left, with_right = False, False
-    if left != NONE:
-        v = row(s.vmas, left)
-        with_left = v[END] == start and _merges(v, prot, flags, origin)
-    if right != NONE:
-        v = row(s.vmas, right)
-        with_right = v[START] == end and _merges(v, prot, flags, origin)
-        if with_right and with_left:
-            end = v[END]
-            born = min(born, v[BORN])
-            remove(s.vmas, right)
-            _gone(s)
-        elif with_right:
-            v[BORN] = min(born, v[BORN])
-            set_key(s.vmas, right, start)
-    if with_left:
-        v = row(s.vmas, left)
-        v[END] = end
-        v[BORN] = min(born, v[BORN])
-    elif not with_right:
-        _put(s, start, end, prot, flags, origin, born)
-
-
-@jit
-def map_new(s, start, end, prot, flags):  # type: ignore[no-untyped-def]
-    """A mapping of a call of its own, where nothing is."""
-    s.state[ORIGINS] += 1
-    add(s, start, end, prot, flags, s.state[ORIGINS], s.state[NOW])
+    state = s.state
+    state[ACCESSIBLE if prot else RESERVED] += end - start
+    private = flags & MAP_ANONYMOUS and not flags & MAP_SHARED
+    place = floor(s.vmas, start)
+    merged = False
+    if place != NONE:
+        v = row(s.vmas, place)
+        same = v[PROT] == prot and v[FLAGS] == flags and (private or v[ORIGIN] == origin)
+        if same and v[END] == start:
+            v[END] = end
+            merged = True
+    after = following(s.vmas, place)
+    if after != NONE:
+        w = row(s.vmas, after)
+        same = w[PROT] == prot and w[FLAGS] == flags and (private or w[ORIGIN] == origin)
+        if same and w[START] == end:
+            if merged:
+                v = row(s.vmas, place)
+                v[END], v[BORN] = w[END], min(v[BORN], w[BORN])
+                remove(s.vmas, after)
+                state[VMAS] -= 1
+                state[GONE] += 1
+            else:
+                w[BORN] = min(born, w[BORN])
+                set_key(s.vmas, after, start)
+                merged = True
+    if not merged:
+        v = row(s.vmas, insert(s.vmas, start))
+        v[END], v[PROT], v[FLAGS], v[ORIGIN], v[BORN] = end, prot, flags, origin, born
+        state[VMAS] += 1
+        state[MADE] += 1
 
 
 @jit
 def protect(s, start, end, prot):  # type: ignore[no-untyped-def]
     """Give ``[start, end)`` new protection (mprotect_fixup). What only faults told of is a known mapping afterwards."""
-    vmas, made, gone = s.state[VMAS], s.state[MADE], s.state[GONE]
-    upto = start
-    while upto < end:
-        place = first_vma(s, upto, end)
-        if place == NONE:
-            break
-        v = row(s.vmas, place)
-        first, upto = max(v[START], start), min(v[END], end)
-        flags, origin, born = v[FLAGS] & ~INFERRED, v[ORIGIN], v[BORN]
-        if v[PROT] != prot or v[FLAGS] != flags:
-            cut(s, first, upto)
-            add(s, first, upto, prot, flags, origin, born)
-    # A VMA that only changed its protection was neither made nor gone.
-    change = s.state[VMAS] - vmas
-    s.state[MADE], s.state[GONE] = made + max(change, 0), gone + max(-change, 0)
-
-
-@jit
-def bury(s, start, end):  # type: ignore[no-untyped-def]
-    """Count the age of every VMA that lies in ``[start, end)`` and is about to be unmapped."""
+    state = s.state
+    vmas, made, gone = state[VMAS], state[MADE], state[GONE]
     place = first_vma(s, start, end)
     while place != NONE:
         v = row(s.vmas, place)
         if v[START] >= end:
             break
-        if v[START] >= start and v[END] <= end:
-            age = 0
-            while age < len(AGES) and s.state[NOW] - v[BORN] >= AGES[age]:
-                age += 1
-            s.lifetimes[age] += 1
-        place = following(s.vmas, place)
+        first, upto = max(v[START], start), min(v[END], end)
+        flags, origin, born = v[FLAGS] & ~INFERRED, v[ORIGIN], v[BORN]
+        if v[PROT] != prot or v[FLAGS] != flags:
+            cut(s, first, upto, False)
+            add(s, first, upto, prot, flags, origin, born)
+            place = first_vma(s, upto, end) if upto < end else NONE
+        else:
+            place = following(s.vmas, place)
+    # A VMA that only changed its protection was neither made nor gone.
+    change = state[VMAS] - vmas
+    state[MADE], state[GONE] = made + max(change, 0), gone + max(-change, 0)
 
 
 @jit
@@ -296,10 +235,12 @@ def vma_of_fault(s, page):  # type: ignore[no-untyped-def]
     if above != NONE:
         v = row(s.vmas, above)
         if v[FLAGS] & MAP_GROWSDOWN and v[END] - page <= STACK_LIMIT:
-            _weigh(s, v[PROT], v[START] - page)
+            s.state[ACCESSIBLE if v[PROT] else RESERVED] += v[START] - page
             set_key(s.vmas, above, page)
             return above
-    add(s, page, page + (1 << s.state[PAGE_SHIFT]), 3, MAP_PRIVATE | MAP_ANONYMOUS | INFERRED, 0, s.state[NOW])
+    made, gone = s.state[MADE], s.state[GONE]
+    add(s, page, page + (1 << s.state[PAGE_SHIFT]), READ_WRITE, OF_FAULTS, NOTHING, s.state[NOW])
+    s.state[MADE], s.state[GONE] = made, gone  # found, not made
     return floor(s.vmas, page)
 
 
@@ -307,30 +248,30 @@ def vma_of_fault(s, page):  # type: ignore[no-untyped-def]
 
 
 @jit
-def block_of(s, page):  # type: ignore[no-untyped-def]
-    """The place of the block of page number ``page``, made if it is new."""
-    number = page >> BLOCK_SHIFT
-    place = floor(s.blocks, number)
-    if place == NONE or row(s.blocks, place)[BLOCK] != number:
-        place = insert(s.blocks, number)
-        row(s.blocks, place)[INDEX] = s.state[BLOCKS]
-        s.state[BLOCKS] += 1
+def first_block(s, page):  # type: ignore[no-untyped-def]
+    """The place of the first block not below that of page number ``page``, or NONE."""
+    place = floor(s.blocks, page >> BLOCK_SHIFT)
+    if place == NONE or row(s.blocks, place)[BLOCK] < page >> BLOCK_SHIFT:
+        place = following(s.blocks, place)
     return place
 
 
 @jit
 def touch(s, page, bits):  # type: ignore[no-untyped-def]
-    """Set bits of page number ``page``; what they were."""
-    b = row(s.blocks, block_of(s, page))
-    pages = s.pages[b[INDEX]]
-    was = np.int64(pages[page & (BLOCK_PAGES - 1)])
-    pages[page & (BLOCK_PAGES - 1)] = was | bits
-    news = bits & ~was
-    if news & IN:
-        b[COUNT_IN] += 1
-        s.state[PAGES_IN] += 1
-    if news & DEVICE:
-        b[COUNT_DEVICE] += 1
+    """Set bits of page number ``page``, in a new block if it has none; what they were."""
+    number, i = page >> BLOCK_SHIFT, page & (BLOCK_PAGES - 1)
+    place = floor(s.blocks, number)
+    if place == NONE or row(s.blocks, place)[BLOCK] != number:
+        place = insert(s.blocks, number)
+        row(s.blocks, place)[INDEX] = s.state[BLOCKS]
+        s.state[BLOCKS] += 1
+    b = row(s.blocks, place)
+    was = np.int64(s.pages[b[INDEX], i])
+    s.pages[b[INDEX], i] = was | bits
+    new_in = (bits & ~was & IN) != 0
+    b[COUNT_IN] += new_in
+    s.state[PAGES_IN] += new_in
+    b[COUNT_DEVICE] += (bits & ~was & DEVICE) != 0
     return was
 
 
@@ -339,36 +280,29 @@ def sweep(s, start, end, gone):  # type: ignore[no-untyped-def]
     """Clear the bits ``gone`` of the pages in ``[start, end)``, bytes; how many were IN, and DEVICE, before."""
     first, last = start >> s.state[PAGE_SHIFT], (end - 1) >> s.state[PAGE_SHIFT]
     were_in, were_device = 0, 0
-    place = floor(s.blocks, first >> BLOCK_SHIFT)
-    if place == NONE or row(s.blocks, place)[BLOCK] < first >> BLOCK_SHIFT:
-        place = following(s.blocks, place)
+    place = first_block(s, first)
     while place != NONE:
         b = row(s.blocks, place)
         base = b[BLOCK] << BLOCK_SHIFT
         if base > last:
             break
         low, high = max(first - base, 0), min(last - base, BLOCK_PAGES - 1)
-        whole = high - low == BLOCK_PAGES - 1
-        if not b[COUNT_IN] and not b[COUNT_DEVICE]:
-            pass
-        elif whole and not (gone & IN and b[COUNT_IN]) and not (gone & DEVICE and b[COUNT_DEVICE]) and gone != WRITABLE:
-            were_in += b[COUNT_IN]
-            were_device += b[COUNT_DEVICE]
-        else:
+        n_in, n_device = b[COUNT_IN], b[COUNT_DEVICE]
+        found = (IN if n_in else NOTHING) | (WRITABLE if n_in else NOTHING) | (DEVICE if n_device else NOTHING)
+        if found and (gone & found or high - low < BLOCK_PAGES - 1):
             n_in, n_device = 0, 0
-            pages = s.pages[b[INDEX]]
             for i in range(low, high + 1):
-                was = np.int64(pages[i])
+                was = np.int64(s.pages[b[INDEX], i])
                 n_in += (was & IN) != 0
                 n_device += (was & DEVICE) != 0
-                pages[i] = was & ~gone
-            were_in += n_in
-            were_device += n_device
+                s.pages[b[INDEX], i] = was & ~gone
             if gone & IN:
                 b[COUNT_IN] -= n_in
                 s.state[PAGES_IN] -= n_in
             if gone & DEVICE:
                 b[COUNT_DEVICE] -= n_device
+        were_in += n_in
+        were_device += n_device
         place = following(s.blocks, place)
     return were_in, were_device
 
@@ -379,36 +313,18 @@ def move_pages(s, old, new, size):  # type: ignore[no-untyped-def]
     shift = s.state[PAGE_SHIFT]
     at, end, distance = old >> shift, (old + size) >> shift, (new - old) >> shift
     while at < end:
-        place = floor(s.blocks, at >> BLOCK_SHIFT)
-        if place == NONE or row(s.blocks, place)[BLOCK] < at >> BLOCK_SHIFT:
-            place = following(s.blocks, place)
-            if place == NONE:
-                break
-        b = row(s.blocks, place)
-        base, index = b[BLOCK] << BLOCK_SHIFT, b[INDEX]
-        at = max(at, base)
-        upto = min(base + BLOCK_PAGES, end)
-        while at < upto:
-            was = np.int64(s.pages[index, at - base])
+        place = first_block(s, at)
+        if place == NONE:
+            break
+        base, index = row(s.blocks, place)[BLOCK] << BLOCK_SHIFT, row(s.blocks, place)[INDEX]
+        for page in range(max(at, base), min(base + BLOCK_PAGES, end)):
+            was = np.int64(s.pages[index, page - base])
             if was & IN:
-                s.pages[index, at - base] = was & ~(IN | WRITABLE)
+                s.pages[index, page - base] = was & ~(IN | WRITABLE)
                 row(s.blocks, floor(s.blocks, base >> BLOCK_SHIFT))[COUNT_IN] -= 1
                 s.state[PAGES_IN] -= 1
-                touch(s, at + distance, was & (IN | WRITABLE))
-            at += 1
-    return
-
-
-@jit
-def at_birth(s):  # type: ignore[no-untyped-def]
-    """The address space becomes a child's: nothing was touched by it, everything is copy-on-write."""
-    place = following(s.blocks, NONE)
-    while place != NONE:
-        b = row(s.blocks, place)
-        for i in range(BLOCK_PAGES):
-            s.pages[b[INDEX], i] &= IN
-        b[COUNT_DEVICE] = 0
-        place = following(s.blocks, place)
+                touch(s, page + distance, was & (IN | WRITABLE))
+        at = base + BLOCK_PAGES
 
 
 @jit
@@ -420,10 +336,17 @@ def census(s, by_kind):  # type: ignore[no-untyped-def]
     place = following(s.vmas, NONE)
     while place != NONE:
         v = row(s.vmas, place)
-        found, _ = sweep(s, v[START], v[END], 0)
+        found, _ = sweep(s, v[START], v[END], NOTHING)
         line = by_kind[kind(v[PROT], v[FLAGS])]
         line[0] += 1
         line[1] += found > 0
         line[2] += v[END] - v[START]
         line[3] += found
         place = following(s.vmas, place)
+
+
+def at_birth(s: Space) -> None:
+    """The address space becomes a child's: nothing was touched by it, everything is copy-on-write."""
+    s.pages[:] &= IN.astype(np.uint8)
+    used = s.blocks[: s.blocks[0, ordered.ROOM, ordered.USED], ordered.ROOM, ordered.ORDER]
+    s.blocks[used, : ordered.ROOM, COUNT_DEVICE] = 0

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faultpath.trace import address_map as am
+from faultpath.trace import ordered
 from faultpath.trace import tally as counts
 from faultpath.trace.address_map import KINDS
 from faultpath.trace.ops import Event, Op
@@ -63,25 +64,22 @@ class _Replay:
         self.page_size = page_size
         self.raises, self.recorded = raises, recorded
         self.space = am.space(page_size)
-        self.tally = counts.tally(np.zeros(1, np.int64))
+        self.tally = counts.tally([0], False, recorded)
         self.ever = np.zeros(len(BLOCKS), np.int64)
         self.fullest: dict[str, Any] = {}
 
     def before_birth(self, pieces: Iterable[Columns]) -> None:
         """An ancestor's rows make the address space that a child is born with."""
-        raises, self.raises = self.raises, False
         for columns in pieces:
             self.rows(columns)
-        self.raises = raises
         am.at_birth(self.space)
 
     def begin(self, process: Process) -> None:
         """From here on it counts."""
         span = process.last_ns - process.first_ns
-        bounds = [process.first_ns + -(-span * (i + 1) // SLICES) for i in range(SLICES)]
-        self.tally = counts.tally(np.array(bounds))
-        self.space.state[[am.MADE, am.GONE, am.PAGES_UNMAPPED]] = 0
-        self.space.lifetimes[:] = 0
+        ends = [process.first_ns + -(-span * (i + 1) // SLICES) for i in range(SLICES)]
+        self.tally = counts.tally(ends, self.raises, self.recorded)
+        self.space.state[am.MADE :] = 0
         self.ever[:] = 0
         self.fullest = {}
 
@@ -90,32 +88,30 @@ class _Replay:
         time, op = columns["time"], columns["op"]
         addr, length = columns["addr"].view(np.int64), columns["len"].view(np.int64)
         arg, aux = columns["arg"], columns["aux"]
-        where = self.tally.where
-        where[0] = 0
+        numbers = self.tally.numbers
+        numbers[counts.AT] = 0
         while True:
-            status = counts.run(
-                self.space, self.tally, self.raises, self.recorded, time, op, addr, length, arg, aux
-            )
+            status = counts.run(self.space, self.tally, time, op, addr, length, arg, aux)
             if status == counts.DONE:
                 return True
-            if status == counts.ROOM:
+            if status == counts.NO_ROOM:
                 self.space = am.with_room(self.space, 2 * int(self.space.state[am.BLOCKS]) + 1)
-                self.tally = counts.with_room(self.tally, 4 + int(self.space.state[am.VMAS]))
+                self.tally = counts.with_room(self.tally, int(self.space.state[am.VMAS]))
             elif status == counts.SLICE_ENDS:
-                self._look(int(self.tally.bounds[where[1]]))
+                self._look(int(time[numbers[counts.AT]]))
                 counts.end_slice(self.space, self.tally)
             else:
-                if op[where[0]] == Op.EXIT:
+                if op[numbers[counts.AT]] == Op.EXIT:
                     return False
-                self._look(int(time[where[0]]))
+                self._look(int(time[numbers[counts.AT]]))
                 self._leave()
-                self.tally.calls[Op.EXEC] += 1
-                where[0] += 1
+                numbers[counts.CALL + Op.EXEC] += 1
+                numbers[counts.AT] += 1
 
     def end(self) -> None:
         """No more rows: the slices that are left end as things stand."""
         self._look(int(self.space.state[am.NOW]))
-        for _ in range(int(self.tally.where[1]), len(self.tally.bounds)):
+        for _ in range(int(self.tally.numbers[counts.SLICE_AT]), len(self.tally.slices)):
             counts.end_slice(self.space, self.tally)
         self._leave()
 
@@ -123,13 +119,11 @@ class _Replay:
         """The address space goes; what was counted in it stays."""
         self.ever += [len(ids) for ids, _ in self._blocks(am.EVER)]
         old, self.space = self.space, am.space(self.page_size)
-        for i in (am.MADE, am.GONE, am.PAGES_UNMAPPED):
-            self.space.state[i] = old.state[i]
-        self.space.lifetimes[:] = old.lifetimes
+        self.space.state[am.MADE :] = old.state[am.MADE :]
 
     def _blocks(self, bit: int) -> list[tuple[Numbers, Numbers]]:
         """By size in BLOCKS: numbers (address / size) of the blocks with pages that have the bit, and how many."""
-        blocks = self.space.blocks.all()
+        blocks = ordered.rows(self.space.blocks)
         pages = (self.space.pages[blocks[:, am.INDEX]] & bit) != 0
         found = []
         for size in BLOCKS:
@@ -150,7 +144,7 @@ class _Replay:
             return
         by_kind = np.zeros((len(KINDS), 4), np.int64)
         am.census(self.space, by_kind)
-        vmas = self.space.vmas.all()
+        vmas = ordered.rows(self.space.vmas)
         vmas = vmas[vmas[:, am.PROT] != 0]
         blocks = []
         for size, (ids, pages) in zip(BLOCKS, self._blocks(am.IN), strict=True):
@@ -175,6 +169,8 @@ class _Replay:
         """What was counted."""
         t, begin = self.tally, process.first_ns
         faults = t.faults.sum(axis=0)
+        state, calls = self.space.state, t.numbers[counts.CALL : counts.ADVICE]
+        invalidations = t.counted.reshape(len(Event), counts.OPS, len(counts.SIZES), len(counts.COUNTED))
         kinds = []
         for k, name in enumerate(KINDS):
             vmas, vmas_touched, size, pages = map(int, self.fullest["by_kind"][k])
@@ -195,19 +191,20 @@ class _Replay:
             "faults": _named(counts.MET, faults),
             "peaks": {
                 name: {"value": int(value), "at_ns": int(at) - begin if value else 0}
-                for name, (value, at) in zip(counts.PEAKS, t.peaks, strict=True)
+                for name, (value, at) in zip(
+                    counts.PEAKS, t.numbers[counts.PEAK : counts.CALL].reshape(-1, 2), strict=True
+                )
             },
             "timeline": [
-                {"end_ns": int(end) - begin, **_named(counts.SLICE, line)}
-                for end, line in zip(t.bounds, t.slices, strict=True)
+                {**_named(counts.SLICE, line), "end_ns": int(line[0]) - begin} for line in t.slices
             ],
             "churn": {
-                "calls": {Op(op).name.lower(): int(t.calls[op]) for op in counts.CALLS if t.calls[op]},
-                "advice": {str(a): int(n) for a, n in enumerate(t.advice) if n},
-                "vmas_made": int(self.space.state[am.MADE]),
-                "vmas_gone": int(self.space.state[am.GONE]),
-                "pages_unmapped": int(self.space.state[am.PAGES_UNMAPPED]),
-                "unmapped_by_age_ns": _named([*map(str, am.AGES), "more"], self.space.lifetimes),
+                "calls": {op.name.lower(): int(calls[op]) for op in counts.CALLS if calls[op]},
+                "advice": {str(a): int(n) for a, n in enumerate(t.numbers[counts.ADVICE :]) if n},
+                "vmas_made": int(state[am.MADE]),
+                "vmas_gone": int(state[am.GONE]),
+                "pages_unmapped": int(state[am.PAGES_UNMAPPED]),
+                "unmapped_by_age_ns": _named([*map(str, am.AGES), "more"], state[am.AGE :]),
             },
             "fullest": {"at_ns": self.fullest["at"] - begin, "touched_pages": self.fullest["touched"]},
             "kinds": kinds,
@@ -216,11 +213,11 @@ class _Replay:
                 for block, ever in zip(self.fullest["blocks"], self.ever, strict=True)
             ],
             "invalidations": {
-                **_named(counts.COUNTED, t.invalidations.sum(axis=(0, 1, 2))),
-                "by_event": _groups([e.name.lower() for e in Event], t.invalidations.sum(axis=(1, 2))),
-                "by_size": _groups(counts.SIZES, t.invalidations.sum(axis=(0, 1))),
-                "by_operation": _by_operation(t.invalidations.sum(axis=2)),
-                "top_ranges": _top_ranges(t.hot.all()),
+                **_named(counts.COUNTED, invalidations.sum(axis=(0, 1, 2))),
+                "by_event": _groups([e.name.lower() for e in Event], invalidations.sum(axis=(1, 2))),
+                "by_size": _groups(counts.SIZES, invalidations.sum(axis=(0, 1))),
+                "by_operation": _by_operation(invalidations.sum(axis=2)),
+                "top_ranges": _top_ranges(ordered.rows(t.hot)),
             },
         }
 
