@@ -12,15 +12,23 @@ from typing import Any, TypeVar, cast
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def jit(function: F, *, cache: bool = True) -> F:
+def jit(function: F, *, cache: bool = True, references: bool = True) -> F:
     """Compile ``function`` on first call and keep the result on disk (``cache=False``: in its callers' results only).
 
     ``FAULTPATH_NO_JIT=1`` leaves plain Python, for a debugger or for coverage. Division by zero follows numpy (no
     exception); the interpreter lock is released, so that another thread may write a file meanwhile.
+
+    :param references: False if it makes no array, no view of one and returns none: then none are counted, where each
+        call would cost two atomic operations for each array that it takes
     """
     if os.environ.get("FAULTPATH_NO_JIT") == "1":
         return function
     import numba
 
-    compiled: Any = numba.njit(cache=cache, error_model="numpy", nogil=True)(function)
+    compiled: Any = numba.njit(cache=cache, error_model="numpy", nogil=True, _nrt=references)(function)
     return cast(F, compiled)
+
+
+def jit_plain(function: F) -> F:
+    """``jit`` of what makes no arrays."""
+    return jit(function, references=False)

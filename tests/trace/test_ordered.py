@@ -8,10 +8,14 @@ from bisect import bisect_right, insort
 from faultpath.trace import ordered
 
 
+def row(t: ordered.Table, place: int) -> list[int]:
+    return [ordered.get(t, place, word) for word in range(5)]
+
+
 def walk(t: ordered.Table) -> list[list[int]]:
     found, place = [], ordered.following(t, ordered.NONE)
     while place != ordered.NONE:
-        found.append(ordered.row(t, place).tolist())
+        found.append(row(t, place))
         place = ordered.following(t, place)
     return found
 
@@ -19,7 +23,7 @@ def walk(t: ordered.Table) -> list[list[int]]:
 def test_it_holds_what_a_sorted_list_holds() -> None:
     for seed in range(30):
         chance = random.Random(seed)
-        t, keys = ordered.table(4), []
+        t, keys = ordered.table(5), []
         growing = 0.9
         for step in range(1500):
             if step % 300 == 0:
@@ -31,27 +35,27 @@ def test_it_holds_what_a_sorted_list_holds() -> None:
             place = ordered.floor(t, key)
             assert (place == ordered.NONE) == (at < 0)
             if at >= 0:
-                assert ordered.row(t, place).tolist() == [keys[at], 7 * keys[at], 0, 0]
+                assert row(t, place) == [keys[at], 7 * keys[at], 0, 0, 0]
             if (at < 0 or keys[at] != key) and chance.random() < growing:
-                ordered.row(t, ordered.insert(t, key))[1] = 7 * key
+                ordered.put(t, ordered.insert(t, key), 1, 7 * key)
                 insort(keys, key)
             elif at >= 0 and chance.random() < 0.5:
                 after = ordered.remove(t, place)
                 del keys[at]
                 assert (after == ordered.NONE) == (at == len(keys))
                 if after != ordered.NONE:
-                    assert ordered.row(t, after)[0] == keys[at]
+                    assert ordered.get(t, after, 0) == keys[at]
             elif at >= 0:
                 upper = keys[at + 1] if at + 1 < len(keys) else keys[at] + 9
                 keys[at] = chance.randrange(keys[at], upper)
-                ordered.set_key(t, place, keys[at])
-                ordered.row(t, place)[1] = 7 * keys[at]
-        assert walk(t) == [[key, 7 * key, 0, 0] for key in keys] == ordered.rows(t).tolist()
+                ordered.put(t, place, 0, keys[at])
+                ordered.put(t, place, 1, 7 * keys[at])
+        assert walk(t) == [[key, 7 * key, 0, 0, 0] for key in keys] == ordered.rows(t).tolist()
 
 
 def test_places_run_out_only_when_said() -> None:
     for step in (1, -1, 7919):  # rising, falling, all over the place
-        t, key = ordered.table(4), 0
+        t, key = ordered.table(5), 0
         while not ordered.lacks(t, 1):
             ordered.insert(t, key)
             key = (key + step) % 1_000_003

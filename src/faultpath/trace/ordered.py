@@ -11,20 +11,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from faultpath.jit import jit
+from faultpath.jit import jit_plain
 
-ROOM = 64
+SHIFT = 6
+ROOM = 1 << SHIFT
 NONE = np.int64(-1)
 
 #: int64; axes: chunk, row in the chunk, word. Word 0 of a row is its key; keys differ. Row ROOM is a header. SIZE is the
 #: chunk's own, rows in use; ORDER and LOW are by position: which chunk comes there, and its lowest key (behind the first
-#: ``[0, ROOM, USED]`` the free chunks).
+#: ``[0, ROOM, USED]`` the free chunks). HINT, of chunk 0, is the place that was found last.
 Table = NDArray[np.int64]
-SIZE, ORDER, LOW, USED = range(4)
+SIZE, ORDER, LOW, USED, HINT = range(5)
 
 
 def table(words: int, chunks: int = 4) -> Table:
-    """An empty table of rows of so many words, at least four."""
+    """An empty table of rows of so many words, at least five."""
     t = np.zeros((chunks, ROOM + 1, words), np.int64)
     t[:, ROOM, ORDER] = np.arange(chunks)
     return t
@@ -43,69 +44,75 @@ def rows(t: Table) -> NDArray[np.int64]:
     return chunks[:, :ROOM][np.arange(ROOM) < chunks[:, ROOM, SIZE, None]]
 
 
-@jit
+@jit_plain
 def lacks(t, insertions):  # type: ignore[no-untyped-def]
     """Whether so many insertions might find no chunk free."""
     used = t[0, ROOM, USED]
     return used + min(insertions, used + insertions // (ROOM // 2) + 1) + 1 > len(t)
 
 
-@jit
+@jit_plain
 def floor(t, key):  # type: ignore[no-untyped-def]
     """The place of the row with the greatest key not above ``key``, or NONE."""
-    low, high = 0, t[0, ROOM, USED]
-    while low < high:
-        middle = (low + high) >> 1
-        if t[middle, ROOM, LOW] <= key:
-            low = middle + 1
-        else:
-            high = middle
-    if low == 0:
+    used, hint = t[0, ROOM, USED], t[0, ROOM, HINT]
+    at, i = hint >> SHIFT, hint & (ROOM - 1)
+    if at < used:
+        chunk = t[at, ROOM, ORDER]
+        size = t[chunk, ROOM, SIZE]
+        if i < size and t[chunk, i, 0] <= key:
+            last = at + 1 == used or t[at + 1, ROOM, LOW] > key
+            if last if i + 1 == size else t[chunk, i + 1, 0] > key:
+                return hint
+    if used == 0 or t[0, ROOM, LOW] > key:
         return NONE
-    at = low - 1
+    # Halving without a branch on what is found: the processor could not foresee it.
+    at, left = 0, used
+    while left > 1:
+        half = left >> 1
+        at += half if t[at + half, ROOM, LOW] <= key else 0
+        left -= half
     chunk = t[at, ROOM, ORDER]
-    low, high = 0, t[chunk, ROOM, SIZE]
-    while low < high:
-        middle = (low + high) >> 1
-        if t[chunk, middle, 0] <= key:
-            low = middle + 1
-        else:
-            high = middle
-    return at * ROOM + low - 1
+    i, left = 0, t[chunk, ROOM, SIZE]
+    while left > 1:
+        half = left >> 1
+        i += half if t[chunk, i + half, 0] <= key else 0
+        left -= half
+    t[0, ROOM, HINT] = at << SHIFT | i
+    return at << SHIFT | i
 
 
-@jit
+@jit_plain
 def following(t, place):  # type: ignore[no-untyped-def]
     """The place after ``place``, or the first after NONE; NONE at the end."""
-    at = max(place, 0) // ROOM
+    at = max(place, 0) >> SHIFT
     if place != NONE:
-        if place % ROOM + 1 < t[t[at, ROOM, ORDER], ROOM, SIZE]:
+        if (place & (ROOM - 1)) + 1 < t[t[at, ROOM, ORDER], ROOM, SIZE]:
             return place + 1
         at += 1
-    return at * ROOM if at < t[0, ROOM, USED] else NONE
+    return at << SHIFT if at < t[0, ROOM, USED] else NONE
 
 
-@jit
-def row(t, place):  # type: ignore[no-untyped-def]
-    """The row at a place, to read and, but for its key, to write."""
-    return t[t[place // ROOM, ROOM, ORDER], place % ROOM]
+@jit_plain
+def get(t, place, word):  # type: ignore[no-untyped-def]
+    """A word of the row at a place. Not the row as an array: its reference count would cost more than the look."""
+    return t[t[place >> SHIFT, ROOM, ORDER], place & (ROOM - 1), word]
 
 
-@jit
-def set_key(t, place, key):  # type: ignore[no-untyped-def]
-    """Change a row's key, between those of its neighbours."""
-    at, i = place // ROOM, place % ROOM
-    t[t[at, ROOM, ORDER], i, 0] = key
-    if i == 0:
-        t[at, ROOM, LOW] = key
+@jit_plain
+def put(t, place, word, value):  # type: ignore[no-untyped-def]
+    """Write a word of the row at a place; a key stays between those of its neighbours."""
+    at, i = place >> SHIFT, place & (ROOM - 1)
+    t[t[at, ROOM, ORDER], i, word] = value
+    if word == 0 and i == 0:
+        t[at, ROOM, LOW] = value
 
 
-@jit
+@jit_plain
 def insert(t, key):  # type: ignore[no-untyped-def]
     """A new row, zero but for its key, which no row has; its place. There must be a chunk free (``lacks``)."""
     words, used = t.shape[2], t[0, ROOM, USED]
     place = floor(t, key)
-    at, i = max(place, 0) // ROOM, place % ROOM + 1 if place >= 0 else 0
+    at, i = max(place, 0) >> SHIFT, (place & (ROOM - 1)) + 1 if place >= 0 else 0
     chunk = t[at, ROOM, ORDER]
     full = t[chunk, ROOM, SIZE] == ROOM
     if full or used == 0:
@@ -136,13 +143,13 @@ def insert(t, key):  # type: ignore[no-untyped-def]
     t[chunk, ROOM, SIZE] = size + 1
     if i == 0:
         t[at, ROOM, LOW] = key
-    return at * ROOM + i
+    return at << SHIFT | i
 
 
-@jit
+@jit_plain
 def remove(t, place):  # type: ignore[no-untyped-def]
     """Take a row out; the place of the one that followed it, or NONE."""
-    at, i = place // ROOM, place % ROOM
+    at, i = place >> SHIFT, place & (ROOM - 1)
     chunk = t[at, ROOM, ORDER]
     size = t[chunk, ROOM, SIZE] - 1
     for j in range(i, size):
@@ -155,9 +162,9 @@ def remove(t, place):  # type: ignore[no-untyped-def]
             t[j, ROOM, ORDER], t[j, ROOM, LOW] = t[j + 1, ROOM, ORDER], t[j + 1, ROOM, LOW]
         t[used, ROOM, ORDER] = chunk
         t[0, ROOM, USED] = used
-        return at * ROOM if at < used else NONE
+        return at << SHIFT if at < used else NONE
     if i == 0:
         t[at, ROOM, LOW] = t[chunk, 0, 0]
     if i < size:
         return place
-    return (at + 1) * ROOM if at + 1 < t[0, ROOM, USED] else NONE
+    return (at + 1) << SHIFT if at + 1 < t[0, ROOM, USED] else NONE

@@ -124,17 +124,18 @@ class _Replay:
     def _blocks(self, bit: int) -> list[tuple[Numbers, Numbers]]:
         """By size in BLOCKS: numbers (address / size) of the blocks with pages that have the bit, and how many."""
         blocks = ordered.rows(self.space.blocks)
-        pages = (self.space.pages[blocks[:, am.INDEX]] & bit) != 0
+        unit = min(max(BLOCKS[0] // self.page_size, 1), am.BLOCK_PAGES)  # pages
+        number = np.zeros((len(blocks), am.BLOCK_PAGES // unit), np.int64)
+        am.count_pages(self.space.pages, blocks[:, am.INDEX].copy(), bit, number)
+        ids = blocks[:, am.BLOCK, None] * (am.BLOCK_PAGES // unit) + np.arange(am.BLOCK_PAGES // unit)
+        ids, number = ids[number > 0], number[number > 0]
         found = []
         for size in BLOCKS:
-            shift = max(size // self.page_size, 1).bit_length() - 1
-            inside = min(shift, am.BLOCK_SHIFT)
-            each = am.BLOCK_PAGES >> inside
-            number = pages.reshape(len(pages), each, 1 << inside).sum(axis=2, dtype=np.int64).ravel()
-            ids = (blocks[:, am.BLOCK, None] * each + np.arange(each)).ravel()[number > 0] >> (shift - inside)
-            number = number[number > 0]
+            larger = max(size // (unit * self.page_size), 1)
+            ids, unit = ids // larger, unit * larger
             first = np.flatnonzero(np.diff(ids, prepend=-1))
-            found.append((ids[first], np.add.reduceat(number, first) if first.size else number))
+            ids, number = ids[first], np.add.reduceat(number, first) if first.size else number
+            found.append((ids * unit * self.page_size // size, number))
         return found
 
     def _look(self, now: int) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from faultpath.jit import jit
+from faultpath.jit import jit_plain
 from faultpath.trace import address_map as am
 from faultpath.trace import ordered
 from faultpath.trace.address_map import (
@@ -42,7 +42,7 @@ from faultpath.trace.address_map import (
     Space,
 )
 from faultpath.trace.ops import PF_WRITE, Event, Op
-from faultpath.trace.ordered import NONE, floor, following, row
+from faultpath.trace.ordered import NONE, floor, following, get, put
 
 # Typed: see address_map.
 (_FAULT, _ACCESS, _VMA, _MMAP, _MUNMAP, _MREMAP, _MPROTECT, _MADVISE, _BRK, _FORK, _EXEC, _EXIT, _INVALIDATE) = (
@@ -85,9 +85,9 @@ _FIRST, _GONE, _INVALIDATED, _PRESENT, _REFUSED = range(len(MET))
 # Words of a hot place: its key (address / 2 MiB, and kind), the lowest address and the end of what was invalidated in
 # it, COUNTED, and how many by event.
 KIND_SHIFT = 4
-HOT_LOW, HOT_HIGH, HOT_COUNTED = 1, 2, 3
+HOT_KEY, HOT_LOW, HOT_HIGH, HOT_COUNTED = map(np.int64, range(4))
 HOT_EVENT = HOT_COUNTED + len(COUNTED)
-HOT_WORDS = HOT_EVENT + EVENTS
+HOT_WORDS = int(HOT_EVENT) + EVENTS
 
 #: Words of a time slice: its end (ns), how things stood then, what happened in it.
 SLICE = ("end_ns", "vmas", "mapped_bytes", "reserved_bytes", "touched_pages",
@@ -155,23 +155,23 @@ def with_room(t: Tally, vmas: int) -> Tally:
     return t
 
 
-@jit
+@jit_plain
 def invalidated(s, t, start, end, event, op):  # type: ignore[no-untyped-def]
     """An invalidation of ``[start, end)``, before the call it was raised in has changed anything."""
     pages_in, pages_device = am.sweep(s, start, end, DEVICE)
     place = am.first_vma(s, start, end)
     kind, low, high = 0, start, end
     if place != NONE:
-        v = row(s.vmas, place)
-        kind, low, high = am.kind(v[PROT], v[FLAGS]), max(start, v[START]), min(end, v[END])
+        kind = am.kind_at(s, place)
+        low, high = max(start, get(s.vmas, place, START)), min(end, get(s.vmas, place, END))
     key = (low >> HUGE_SHIFT) << KIND_SHIFT | kind
     place = floor(t.hot, key)
-    if place == NONE or row(t.hot, place)[0] != key:
+    if place == NONE or get(t.hot, place, HOT_KEY) != key:
         place = ordered.insert(t.hot, key)
-        row(t.hot, place)[HOT_LOW] = low
-    hot = row(t.hot, place)
-    hot[HOT_LOW], hot[HOT_HIGH] = min(hot[HOT_LOW], low), max(hot[HOT_HIGH], high)
-    hot[HOT_EVENT + event] += 1
+        put(t.hot, place, HOT_LOW, low)
+    put(t.hot, place, HOT_LOW, min(get(t.hot, place, HOT_LOW), low))
+    put(t.hot, place, HOT_HIGH, max(get(t.hot, place, HOT_HIGH), high))
+    put(t.hot, place, HOT_EVENT + event, get(t.hot, place, HOT_EVENT + event) + 1)
     pages = (end - start) >> s.state[PAGE_SHIFT]
     size = 0 if pages == 1 else 1 if pages < 16 else 2 if pages < 512 else 4
     if end - start == 1 << HUGE_SHIFT and not start & ((1 << HUGE_SHIFT) - 1):
@@ -179,19 +179,15 @@ def invalidated(s, t, start, end, event, op):  # type: ignore[no-untyped-def]
     elif end - start >= WHOLE:
         size = 5
     line = (event * OPS + op) * len(SIZES) + size
-    for i in range(len(COUNTED)):
-        if i < 3:
-            n = i == 0 or (i == 1 and pages_in > 0) or (i == 2 and pages_device > 0)
-        else:
-            n = end - start if i == 3 else pages_in if i == 4 else pages_device
+    for i, n in enumerate((1, int(pages_in > 0), int(pages_device > 0), end - start, pages_in, pages_device)):
         t.counted[line, i] += n
         t.by_kind[kind, i] += n
-        hot[HOT_COUNTED + i] += n
+        put(t.hot, place, HOT_COUNTED + i, get(t.hot, place, HOT_COUNTED + i) + n)
     t.slices[t.numbers[SLICE_AT], _S_INVALIDATIONS] += 1
     t.slices[t.numbers[SLICE_AT], _S_USEFUL] += pages_device > 0
 
 
-@jit
+@jit_plain
 def touched(s, t, op, addr, write):  # type: ignore[no-untyped-def]
     """The process (FAULT) or the device (ACCESS) touches a page."""
     shift, line = s.state[PAGE_SHIFT], t.numbers[SLICE_AT]
@@ -200,22 +196,21 @@ def touched(s, t, op, addr, write):  # type: ignore[no-untyped-def]
     if start < MMAP_MIN_ADDR:
         t.faults[0, _REFUSED] += 1  # SIGSEGV: a JVM does this on purpose when it starts
         return
-    v = row(s.vmas, am.vma_of_fault(s, start))
-    kind = am.kind(v[PROT], v[FLAGS])
-    if not v[PROT] or (write and not v[PROT] & PROT_WRITE):
+    place = am.vma_of_fault(s, start)
+    kind, prot = am.kind_at(s, place), get(s.vmas, place, PROT)
+    if not prot or (write and not prot & PROT_WRITE):
         t.faults[kind, _REFUSED] += 1
         return
-    was = am.touch(s, addr >> shift, IN | EVER | (WRITABLE if write else NOTHING))
-    if t.numbers[RAISES] and op == _FAULT and write and was & IN and not was & WRITABLE:
+    if t.numbers[RAISES] and op == _FAULT and write and am.look(s, addr >> shift) & (IN | WRITABLE) == IN:
         invalidated(s, t, start, start + (1 << shift), _CLEAR, _FAULT)  # copy-on-write is broken
-    if op == _ACCESS or not t.numbers[RECORDED]:
-        am.touch(s, addr >> shift, DEVICE)
+    mapped = op == _ACCESS or not t.numbers[RECORDED]
+    was = am.touch(s, addr >> shift, IN | EVER | (WRITABLE if write else NOTHING) | (DEVICE if mapped else NOTHING))
     met = _FIRST if not was & EVER else _GONE if not was & IN else _PRESENT if was & DEVICE else _INVALIDATED
     t.slices[line, _S_FIRST] += met == _FIRST
     t.faults[kind, met] += 1
 
 
-@jit
+@jit_plain
 def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
     """A memory call, at its successful exit: it unmaps up to three ranges, moves pages before the last, maps one.
 
@@ -243,16 +238,15 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
             low0, end0, low, high, prot, flags = old, new, old, new, READ_WRITE, OF_BRK
             place = floor(s.vmas, old - 1)
             if place != NONE:
-                v = row(s.vmas, place)
-                if v[END] == old and v[PROT] == READ_WRITE and v[FLAGS] == MAP_PRIVATE | MAP_ANONYMOUS:
-                    v[FLAGS] = OF_BRK  # what was there when recording began is the heap, too
+                here, bits = get(s.vmas, place, PROT), get(s.vmas, place, FLAGS)
+                if get(s.vmas, place, END) == old and here == READ_WRITE and bits == MAP_PRIVATE | MAP_ANONYMOUS:
+                    put(s.vmas, place, FLAGS, OF_BRK)  # what was there when recording began is the heap, too
     elif op == _MREMAP:
         new, new_size = arg, aux & ~mask
         prot, flags = READ_WRITE, NOTHING | MAP_PRIVATE | MAP_ANONYMOUS
         place = am.first_vma(s, addr, addr + 1)
         if place != NONE:
-            v = row(s.vmas, place)
-            prot, flags, origin = v[PROT], v[FLAGS], v[ORIGIN]
+            prot, flags, origin = get(s.vmas, place, PROT), get(s.vmas, place, FLAGS), get(s.vmas, place, ORIGIN)
         low, high = new, new + new_size
         if new != addr:
             low0, end0, origin = new, new + new_size, NOTHING
@@ -281,11 +275,11 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
     elif op == _FORK and raises and not aux & CLONE_VM:
         place = following(s.vmas, NONE)
         while place != NONE:
-            v = row(s.vmas, place)
-            if v[FLAGS] & MAP_PRIVATE and v[PROT] & PROT_WRITE:
-                pages_in, _ = am.sweep(s, v[START], v[END], WRITABLE)
+            first, upto = get(s.vmas, place, START), get(s.vmas, place, END)
+            if get(s.vmas, place, FLAGS) & MAP_PRIVATE and get(s.vmas, place, PROT) & PROT_WRITE:
+                pages_in, _ = am.sweep(s, first, upto, WRITABLE)
                 if pages_in:
-                    invalidated(s, t, v[START], v[END], _PROTECTION_PAGE, op)
+                    invalidated(s, t, first, upto, _PROTECTION_PAGE, op)
             place = following(s.vmas, place)
     for i in range(3):
         first, upto, sure = low0, end0, sure0
@@ -308,7 +302,7 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
         am.add(s, low, high, prot, flags, origin if origin else state[am.ORIGINS], state[NOW])
 
 
-@jit
+@jit_plain
 def run(s, t, times, ops, addrs, sizes, args, auxs):  # type: ignore[no-untyped-def]
     """Count rows from the one in ``numbers[AT]`` on.
 
