@@ -25,7 +25,10 @@ def jit(function: F, *, cache: bool = True, references: bool = True) -> F:
         return function
     import numba
 
-    compiled: Any = numba.njit(cache=cache, error_model="numpy", nogil=True, _nrt=references)(function)
+    options: dict[str, Any] = {"cache": cache, "error_model": "numpy", "nogil": True}
+    if not references:
+        options["_nrt"] = False  # numba's own name for it, which its documentation leaves out
+    compiled: Any = numba.njit(**options)(function)
     return cast(F, compiled)
 
 

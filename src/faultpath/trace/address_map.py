@@ -75,9 +75,7 @@ def space(page_size: int) -> Space:
     """An empty one."""
     state = np.zeros(STATE_WORDS, np.int64)
     state[PAGE_SHIFT] = page_size.bit_length() - 1
-    return Space(
-        ordered.table(VMA_WORDS), ordered.table(BLOCK_WORDS), np.zeros((64, BLOCK_PAGES), np.uint8), state
-    )
+    return Space(ordered.table(VMA_WORDS), ordered.table(BLOCK_WORDS), np.zeros((64, BLOCK_PAGES), np.uint8), state)
 
 
 VMAS_PER_ROW = 8  # at most, that one row of a trace makes
@@ -241,11 +239,11 @@ def vma_of_fault(s, page):  # type: ignore[no-untyped-def]
     if place != NONE and get(s.vmas, place, END) > page:
         return place
     above = following(s.vmas, place)
-    if above != NONE:
-        if get(s.vmas, above, FLAGS) & MAP_GROWSDOWN and get(s.vmas, above, END) - page <= STACK_LIMIT:
-            s.state[ACCESSIBLE if get(s.vmas, above, PROT) else RESERVED] += get(s.vmas, above, START) - page
-            put(s.vmas, above, START, page)
-            return above
+    stack = above != NONE and get(s.vmas, above, FLAGS) & MAP_GROWSDOWN != 0
+    if stack and get(s.vmas, above, END) - page <= STACK_LIMIT:
+        s.state[ACCESSIBLE if get(s.vmas, above, PROT) else RESERVED] += get(s.vmas, above, START) - page
+        put(s.vmas, above, START, page)
+        return above
     made, gone = s.state[MADE], s.state[GONE]
     add(s, page, page + (1 << s.state[PAGE_SHIFT]), READ_WRITE, OF_FAULTS, NOTHING, s.state[NOW])
     s.state[MADE], s.state[GONE] = made, gone  # found, not made

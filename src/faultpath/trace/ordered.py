@@ -1,8 +1,8 @@
 """A table of integers ordered by key, for jitted code: find the row at or below a key, insert, remove, walk.
 
-Rows lie in chunks of ``ROOM``, sorted inside and by ORDER among each other, as the leaves of a B+ tree of two levels: an
-insertion moves at most a chunk's rows and, when a chunk is split, two words for each chunk above it. A place in the
-table is ``position in order * ROOM + row``; NONE is none. Insertions and removals move places. One array holds all, for
+Rows lie in chunks of ``ROOM``, sorted inside and by ORDER among each other, as the leaves of a B+ tree of two levels:
+an insertion moves at most a chunk's rows and, when a chunk is split, two words for each chunk above it. A place in the
+table is ``position in order * ROOM + row``; NONE is none. Insertions and removals move places. One array holds all:
 each array that a function takes costs compile time.
 """
 
@@ -17,16 +17,16 @@ SHIFT = 6
 ROOM = 1 << SHIFT
 NONE = np.int64(-1)
 
-#: int64; axes: chunk, row in the chunk, word. Word 0 of a row is its key; keys differ. Row ROOM is a header. SIZE is the
-#: chunk's own, rows in use; ORDER and LOW are by position: which chunk comes there, and its lowest key (behind the first
-#: ``[0, ROOM, USED]`` the free chunks). HINT, of chunk 0, is the place that was found last.
+#: int64; axes: chunk, row in the chunk, word. Word 0 of a row is its key; keys differ. Row ROOM of a chunk is a header:
+#: SIZE is its own, the rows in use; ORDER and LOW are by position: which chunk comes there, and its lowest key. Behind
+#: the first ``[0, ROOM, USED]`` of them are the free chunks. ``[0, ROOM, HINT]`` is the place that was found last.
 Table = NDArray[np.int64]
 SIZE, ORDER, LOW, USED, HINT = range(5)
 
 
-def table(words: int, chunks: int = 4) -> Table:
+def table(words: int | np.int64, chunks: int = 4) -> Table:
     """An empty table of rows of so many words, at least five."""
-    t = np.zeros((chunks, ROOM + 1, words), np.int64)
+    t = np.zeros((chunks, ROOM + 1, int(words)), np.int64)
     t[:, ROOM, ORDER] = np.arange(chunks)
     return t
 

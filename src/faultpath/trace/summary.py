@@ -23,6 +23,13 @@ from faultpath.trace.schema import Columns, Trace
 
 SLICES = 16
 TOP = 10
+#: MADV_*, include/uapi/asm-generic/mman-common.h, Linux 6.18.
+ADVICE = {
+    0: "normal", 1: "random", 2: "sequential", 3: "willneed", 4: "dontneed", 8: "free", 9: "remove", 10: "dontfork",
+    11: "dofork", 12: "mergeable", 13: "unmergeable", 14: "hugepage", 15: "nohugepage", 16: "dontdump", 17: "dodump",
+    18: "wipeonfork", 19: "keeponfork", 20: "cold", 21: "pageout", 22: "populate_read", 23: "populate_write",
+    24: "dontneed_locked", 25: "collapse",
+}  # fmt: skip
 BLOCKS = (64 << 10, 2 << 20, 512 << 20, 1 << 30)
 
 Numbers = NDArray[np.int64]
@@ -121,7 +128,7 @@ class _Replay:
         old, self.space = self.space, am.space(self.page_size)
         self.space.state[am.MADE :] = old.state[am.MADE :]
 
-    def _blocks(self, bit: int) -> list[tuple[Numbers, Numbers]]:
+    def _blocks(self, bit: np.int64) -> list[tuple[Numbers, Numbers]]:
         """By size in BLOCKS: numbers (address / size) of the blocks with pages that have the bit, and how many."""
         blocks = ordered.rows(self.space.blocks)
         unit = min(max(BLOCKS[0] // self.page_size, 1), am.BLOCK_PAGES)  # pages
@@ -161,7 +168,7 @@ class _Replay:
                     "pages": int(pages.sum()),
                     "vmas": int(sharing.sum()),
                     "shared": int((sharing > 1).sum()),
-                    "vmas_peak": int(sharing.max(initial=0)),
+                    "vmas_most": int(sharing.max(initial=0)),
                 }
             )
         self.fullest = {"at": now, "touched": int(state[am.PAGES_IN]), "by_kind": by_kind, "blocks": blocks}
@@ -196,12 +203,10 @@ class _Replay:
                     counts.PEAKS, t.numbers[counts.PEAK : counts.CALL].reshape(-1, 2), strict=True
                 )
             },
-            "timeline": [
-                {**_named(counts.SLICE, line), "end_ns": int(line[0]) - begin} for line in t.slices
-            ],
+            "timeline": [{**_named(counts.SLICE, line), "end_ns": int(line[0]) - begin} for line in t.slices],
             "churn": {
                 "calls": {op.name.lower(): int(calls[op]) for op in counts.CALLS if calls[op]},
-                "advice": {str(a): int(n) for a, n in enumerate(t.numbers[counts.ADVICE :]) if n},
+                "advice": {ADVICE.get(a, "other"): int(n) for a, n in enumerate(t.numbers[counts.ADVICE :]) if n},
                 "vmas_made": int(state[am.MADE]),
                 "vmas_gone": int(state[am.GONE]),
                 "pages_unmapped": int(state[am.PAGES_UNMAPPED]),

@@ -58,7 +58,7 @@ _UNMAP, _CLEAR, _PROTECTION_VMA, _PROTECTION_PAGE = (
 
 OPS = max(Op) + 1
 EVENTS = max(Event) + 1
-ADVICES = 32
+ADVICES = 27  # MADV_COLLAPSE is 25; the last is any other
 CALLS = (Op.MMAP, Op.MUNMAP, Op.MREMAP, Op.MPROTECT, Op.MADVISE, Op.MBIND, Op.BRK, Op.FORK)
 
 PROT_MASK = PROT_READ | PROT_WRITE | PROT_EXEC
@@ -223,7 +223,7 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
     sure0, sure1 = False, False
     moved = 0
     low, high, prot, flags, origin = addr, addr, arg & PROT_MASK, NOTHING, NOTHING
-    if op == _MMAP or op == _VMA:
+    if op in (_MMAP, _VMA):
         end0, high = end, end
         flags = (MAP_SHARED if aux & MAP_SHARED else MAP_PRIVATE) | aux & (MAP_ANONYMOUS | MAP_GROWSDOWN)
     elif op == _MUNMAP:
@@ -265,7 +265,7 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
         if raises and pages_in:
             invalidated(s, t, addr, end, _PROTECTION_VMA, op)
     elif op == _MADVISE:
-        t.numbers[ADVICE + min(max(arg, 0), ADVICES - 1)] += 1
+        t.numbers[ADVICE + (arg if 0 <= arg < ADVICES else ADVICES - 1)] += 1
         zaps = arg in (MADV_DONTNEED, MADV_REMOVE, MADV_PAGEOUT, MADV_DONTNEED_LOCKED)
         if raises and (zaps or arg == MADV_FREE):
             invalidated(s, t, addr, end, _CLEAR, op)
@@ -316,7 +316,7 @@ def run(s, t, times, ops, addrs, sizes, args, auxs):  # type: ignore[no-untyped-
         slice_at = numbers[SLICE_AT]
         if now >= t.slices[slice_at, _S_END] and slice_at + 1 < len(t.slices):
             return SLICE_ENDS
-        if op == _EXEC or op == _EXIT:
+        if op in (_EXEC, _EXIT):
             return SPACE_ENDS
         blocks = 2 * state[am.BLOCKS] + 1 if op == _MREMAP else 1
         if (
@@ -328,7 +328,7 @@ def run(s, t, times, ops, addrs, sizes, args, auxs):  # type: ignore[no-untyped-
             return NO_ROOM
         state[NOW] = now
         numbers[CALL + op] += 1
-        if op == _FAULT or op == _ACCESS:
+        if op in (_FAULT, _ACCESS):
             touched(s, t, op, addrs[at], args[at] & (PF_WRITE if op == _FAULT else 1))
         elif op == _INVALIDATE:
             if not numbers[RAISES]:
