@@ -260,10 +260,10 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
         if new_size < size:
             low1, end1, sure1 = addr + new_size, end, True
     elif op == _MPROTECT:
-        am.protect(s, addr, end, prot)
         pages_in, _ = am.sweep(s, addr, end, NOTHING if arg & PROT_WRITE else WRITABLE)
         if raises and pages_in:
             invalidated(s, t, addr, end, _PROTECTION_VMA, op)
+        am.protect(s, addr, end, prot)
     elif op == _MADVISE:
         t.numbers[ADVICE + (arg if 0 <= arg < ADVICES else ADVICES - 1)] += 1
         zaps = arg in (MADV_DONTNEED, MADV_REMOVE, MADV_PAGEOUT, MADV_DONTNEED_LOCKED)
@@ -292,10 +292,11 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
                     invalidated(s, t, addr, addr + moved, _UNMAP, op)
                 am.move_pages(s, addr, arg, moved)
         if first < upto:
-            if raises and op != _VMA and (sure or am.first_vma(s, first, upto) != NONE):
-                invalidated(s, t, first, upto, _UNMAP, op)
-            pages_in, _ = am.sweep(s, first, upto, IN | WRITABLE)
-            state[PAGES_UNMAPPED] += pages_in
+            if op != _VMA:
+                if raises and (sure or am.first_vma(s, first, upto) != NONE):
+                    invalidated(s, t, first, upto, _UNMAP, op)
+                pages_in, _ = am.sweep(s, first, upto, IN | WRITABLE)
+                state[PAGES_UNMAPPED] += pages_in
             am.cut(s, first, upto, op != _VMA)
     if low < high:
         state[am.ORIGINS] += 1
