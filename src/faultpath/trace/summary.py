@@ -212,7 +212,7 @@ class _Replay:
                 "pages_unmapped": int(state[am.PAGES_UNMAPPED]),
                 "unmapped_by_age_ns": _named([*map(str, am.AGES), "more"], state[am.AGE :]),
             },
-            "fullest": {"at_ns": self.fullest["at"] - begin, "touched_pages": self.fullest["touched"]},
+            "fullest": {"at_ns": max(self.fullest["at"] - begin, 0), "touched_pages": self.fullest["touched"]},
             "kinds": kinds,
             "blocks": [
                 {**block, "touched_ever": int(ever)}
