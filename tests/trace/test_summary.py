@@ -28,9 +28,7 @@ def trace(path: Path, rows: list[Row], tap: bool = True) -> Path:
     with TraceWriter(path) as writer:
         writer.write(columns)
         processes = [{"pid": 7, "parent": -1, "comm": "a"}, {"pid": 8, "parent": 7, "comm": "b"}]
-        writer.finish(
-            TraceMeta(format="synthetic", invalidations_from="tap" if tap else "model", processes=processes)
-        )
+        writer.finish(TraceMeta(format="synthetic", invalidations_from="tap" if tap else "model", processes=processes))
     return path
 
 
@@ -174,7 +172,9 @@ def agree(found: dict[str, Any], rows: list[Row], tap: bool, every_row: bool = T
     }
     assert by_operation == pmap.grouped("operation", "event")
     ranges = pmap.top_ranges()
-    top = [{n: line[n] for n in ("kind", "start", "end", "count", "useful", "by_event")} for line in raised["top_ranges"]]
+    top = [
+        {n: line[n] for n in ("kind", "start", "end", "count", "useful", "by_event")} for line in raised["top_ranges"]
+    ]
     assert [line["count"] for line in top] == [line["count"] for line in ranges[:10]]
     assert all(line in ranges for line in top)
     return pmap

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from faultpath.jit import jit_plain
+from faultpath.jit import jit_inline, jit_plain
 from faultpath.trace import ordered
 from faultpath.trace.ordered import NONE, Table, floor, following, get, insert, put, remove
 
@@ -230,14 +230,12 @@ def protect(s, start, end, prot):  # type: ignore[no-untyped-def]
 
 
 @jit_plain
-def vma_of_fault(s, page):  # type: ignore[no-untyped-def]
-    """The place of the VMA of the page at an address: there was one, for it was touched.
+def new_vma_of_fault(s, page):  # type: ignore[no-untyped-def]
+    """The place of the VMA of the page at an address where none is known: there was one, for it was touched.
 
     A stack above grows down to it (acct_stack_growth); else a mapping is inferred, of that page alone.
     """
     place = floor(s.vmas, page)
-    if place != NONE and get(s.vmas, place, END) > page:
-        return place
     above = following(s.vmas, place)
     stack = above != NONE and get(s.vmas, above, FLAGS) & MAP_GROWSDOWN != 0
     if stack and get(s.vmas, above, END) - page <= STACK_LIMIT:
@@ -262,7 +260,7 @@ def first_block(s, page):  # type: ignore[no-untyped-def]
     return place
 
 
-@jit_plain
+@jit_inline
 def touch(s, page, bits):  # type: ignore[no-untyped-def]
     """Set bits of page number ``page``, in a new block if it has none; what they were."""
     number, i = page >> BLOCK_SHIFT, page & (BLOCK_PAGES - 1)

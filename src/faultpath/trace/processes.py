@@ -8,6 +8,7 @@ starts with its ancestors' mappings: their rows up to its birth come first, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,13 +64,22 @@ class Survey:
         return busy[0]
 
 
+def ahead(pieces: Iterator[Columns]) -> Iterator[Columns]:
+    """The same pieces; while one is worked on, a thread gets the next."""
+    with ThreadPoolExecutor(1) as worker:
+        waiting = worker.submit(next, pieces, None)
+        while (piece := waiting.result()) is not None:
+            waiting = worker.submit(next, pieces, None)
+            yield piece
+
+
 def survey(trace: Trace, also: Callable[[Columns], None] = lambda columns: None) -> Survey:
     """Read the whole trace once, checking it, and count by process.
 
     :param also: gets every piece of the trace, too
     """
     found = Survey()
-    for columns in trace.batches():
+    for columns in ahead(trace.batches()):
         pids, first, inverse = np.unique(columns["pid"], return_index=True, return_inverse=True)
         fault = np.bincount(inverse, columns["op"] == Op.FAULT, pids.size)
         access = np.bincount(inverse, columns["op"] == Op.ACCESS, pids.size)

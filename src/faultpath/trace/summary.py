@@ -18,7 +18,7 @@ from faultpath.trace import ordered
 from faultpath.trace import tally as counts
 from faultpath.trace.address_map import KINDS
 from faultpath.trace.ops import Event, Op
-from faultpath.trace.processes import Process, Survey, in_effect, until_birth
+from faultpath.trace.processes import Process, Survey, ahead, in_effect, until_birth
 from faultpath.trace.schema import Columns, Trace
 
 SLICES = 16
@@ -46,7 +46,7 @@ def summary(trace: Trace, found: Survey, process: Process, progress: Callable[[i
         replay.before_birth(rows)
     replay.begin(process)
     done = 0
-    for columns in in_effect(trace, process.pid):
+    for columns in ahead(in_effect(trace, process.pid)):
         if not replay.rows(columns):
             break
         done += len(columns["time"])
@@ -105,7 +105,7 @@ class _Replay:
                 self.space = am.with_room(self.space, 2 * int(self.space.state[am.BLOCKS]) + 1)
                 self.tally = counts.with_room(self.tally, int(self.space.state[am.VMAS]))
             elif status == counts.SLICE_ENDS:
-                self._look(int(time[numbers[counts.AT]]))
+                self._look(int(self.tally.slices[numbers[counts.SLICE_AT], 0]))
                 counts.end_slice(self.space, self.tally)
             else:
                 if op[numbers[counts.AT]] == Op.EXIT:

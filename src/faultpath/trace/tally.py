@@ -196,7 +196,9 @@ def touched(s, t, op, addr, write):  # type: ignore[no-untyped-def]
     if start < MMAP_MIN_ADDR:
         t.faults[0, _REFUSED] += 1  # SIGSEGV: a JVM does this on purpose when it starts
         return
-    place = am.vma_of_fault(s, start)
+    place = floor(s.vmas, start)
+    if place == NONE or get(s.vmas, place, END) <= start:
+        place = am.new_vma_of_fault(s, start)
     kind, prot = am.kind_at(s, place), get(s.vmas, place, PROT)
     if not prot or (write and not prot & PROT_WRITE):
         t.faults[kind, _REFUSED] += 1
