@@ -294,7 +294,7 @@ class Pmap:
         return {key: {name: counter[name] for name in ("count", *counter)} for key, counter in found.items()}
 
     def top_ranges(self) -> list[dict[str, Any]]:
-        """All ranges, most frequent first: of one kind, joined where extents touch or blocks of 2 MiB are neighbours."""
+        """All ranges, most frequent first: of one kind, joined where extents touch or blocks of 2 MiB are next."""
         places: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         for one in self.invalidations:
             places[one["kind"], one["low"] // (2 * MIB)].append(one)

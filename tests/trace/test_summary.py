@@ -197,7 +197,11 @@ def test_recordings_agree_with_a_dict_of_pages(tmp_path: Path, path: Path) -> No
     pid = survey(recorded).choose(None, path.name).pid
     names = ("time", "op", "addr", "len", "arg", "aux")
     lists = [[columns[name].tolist() for name in names] for columns in in_effect(recorded, pid)]
-    rows = [{**dict(zip(names, values, strict=True)), "pid": 7, "tid": 7} for piece in lists for values in zip(*piece)]
+    rows = [
+        {**dict(zip(names, values, strict=True)), "pid": 7, "tid": 7}
+        for piece in lists
+        for values in zip(*piece, strict=True)
+    ]
     rows = [r for r in rows if r["op"] != Op.EXEC][:ROWS]
     # Already in the order of effect, which is not quite that of time: the trace is to be read as it stands.
     for r, time in zip(rows, sorted(r["time"] for r in rows), strict=True):
