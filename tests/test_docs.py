@@ -32,6 +32,15 @@ def test_the_session_in_the_readme_is_what_the_command_prints():
     assert printed.rstrip() == shown[2].rstrip()
 
 
+def test_the_session_in_info_md_is_what_the_command_prints():
+    document = (ROOT / "docs" / "info.md").read_text()
+    shown = re.search(r"\$ (faultpath info recordings/\S+)\n(.*?)```", document, re.DOTALL)
+    assert shown
+    command = [sys.executable, "-m", "faultpath", *shown[1].split()[1:]]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.rstrip() == shown[2].rstrip()
+
+
 def test_the_counterexample_in_the_readme_is_what_the_command_prints():
     readme = (ROOT / "README.md").read_text()
     shown = re.search(r"\$ (faultpath check nouveau-v6 --scenario teardown-vs-fault)\n(.*?)```", readme, re.DOTALL)

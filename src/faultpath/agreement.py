@@ -21,6 +21,7 @@ from faultpath.errors import FaultpathError
 from faultpath.kernel.mm.versions import version_of
 from faultpath.trace.formats import as_trace
 from faultpath.trace.ops import Event, Op
+from faultpath.trace.processes import ancestors, survey
 from faultpath.trace.schema import Trace, open_trace
 
 SCHEMA = "faultpath/agreement/1"
@@ -73,7 +74,7 @@ def _trace(trace: Trace, name: str, pid: int | None, progress: Progress) -> dict
         raise FaultpathError(
             "a trace without the tap: there is nothing to compare with", name, "record on a machine with /dev/kvm"
         )
-    found = feed.survey(trace)
+    found = survey(trace)
     process = found.choose(pid, name)
     tally = Tally()
     task_size = feed.LA57_END if process.limit > feed.CANONICAL_END else feed.CANONICAL_END
@@ -83,7 +84,7 @@ def _trace(trace: Trace, name: str, pid: int | None, progress: Progress) -> dict
             pass
     pending: dict[int, list[tuple[int, Raised]]] = {}
     done = 0
-    watched = not feed.ancestors(trace, found, process.pid)
+    watched = not ancestors(trace, found, process.pid)
     for rows, tids in feed.ordered(trace, process.pid):
         for where, tapped, derived in _by_row(derivation, rows, tids, pending):
             if watched:

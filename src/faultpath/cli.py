@@ -58,21 +58,22 @@ def import_(source: Path, output: Path | None) -> None:
 
 @cli.command()
 @click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--pid", type=int, help="The process to summarise [the one with most page faults]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
 @click.option("--raw", is_flag=True, help="Plain numbers instead of units")
-def info(trace: Path, as_json: bool, raw: bool) -> None:
-    """What is in TRACE, and what is missing."""
+def info(trace: Path, pid: int | None, as_json: bool, raw: bool) -> None:
+    """What is in TRACE and what is missing; what a process does to its address space, and what drivers meet there."""
     from faultpath.trace.formats import as_trace
     from faultpath.trace.info import trace_info
 
     with progress() as show, as_trace(trace, lambda done, total: show("import", done, total)) as path:
-        document = trace_info(path) | {"name": trace.name}
+        document = trace_info(path, trace.name, pid, show)
     if as_json:
         print_json(document)
         return
-    from faultpath.report import terminal
+    from faultpath.report.info import shown
 
-    terminal.info(document, raw)
+    shown(document, raw)
 
 
 @cli.command()

@@ -14,6 +14,7 @@ from faultpath.engine import feed
 from faultpath.engine.replay import ACCESSES_RESIDENT, ACCESSES_TOUCHED, Replay
 from faultpath.kernel.mm.versions import version_of
 from faultpath.trace.formats import as_trace, recognise
+from faultpath.trace.processes import Process, Survey, survey
 from faultpath.trace.schema import Trace, open_trace
 
 SCHEMA = "faultpath/compare/1"
@@ -59,7 +60,7 @@ def _trace(
     pid: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    found = feed.survey(trace)
+    found = survey(trace)
     process = found.choose(pid, name)
     if process.accesses:
         accesses = "recorded"
@@ -90,8 +91,8 @@ def _trace(
 
 def _result(
     trace: Trace,
-    found: feed.Survey,
-    process: feed.Process,
+    found: Survey,
+    process: Process,
     design: Design,
     values: dict[str, int | str],
     accesses: str,

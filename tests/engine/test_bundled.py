@@ -11,6 +11,7 @@ import pytest
 from against_oracle import CASES, Options, oracle
 
 from faultpath.engine import feed
+from faultpath.trace.processes import survey
 from faultpath.trace.schema import open_trace
 from oracles.core import Row
 from oracles.running import Run, differences, table
@@ -28,7 +29,7 @@ def listed(rows: feed.Rows) -> list[Row]:
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_every_counter_agrees_on_a_recording(path: Path) -> None:
     trace = open_trace(path)
-    found = feed.survey(trace)
+    found = survey(trace)
     pid = found.choose(None, path.name).pid
     before = [row for rows in feed.inherited(trace, found, pid) for row in listed(rows)]
     own = [row for rows in feed.batches(trace, pid, resident=False) for row in listed(rows)][:ROWS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from faultpath.report.units import number, plural, size
+from faultpath.report.units import number, percent, plural, size
 
 Result = dict[str, Any]
 
@@ -23,7 +23,7 @@ def _callbacks(results: list[Result]) -> str:
     parts = []
     for result in results:
         c = result["counters"]
-        empty = f", {_percent(c['callbacks_empty'], c['callbacks'])} of them for nothing" if c["callbacks"] else ""
+        empty = f", {percent(c['callbacks_empty'], c['callbacks'])} of them for nothing" if c["callbacks"] else ""
         parts.append(f"{result['design']} {plural(c['callbacks'], 'callback')}{empty}")
     return f"{plural(events, 'invalidation')} became: {'; '.join(parts)}."
 
@@ -42,12 +42,6 @@ def _fault_cost(results: list[Result]) -> str:
 def _lookup_words(counters: dict[str, int], faults: int) -> str:
     per_fault = number(round(counters["lookups"] / faults, 2))
     return f"{per_fault} lookup{'' if per_fault == '1' else 's'}" if counters["lookups"] else "no lookup"
-
-
-def _percent(part: int, whole: int) -> str:
-    """A share that is said to be all or nothing only if it is."""
-    share = 100 * part / whole
-    return f"{share:.0f} %" if part in (0, whole) or 1 <= share <= 99 else f"{share:.1f} %"
 
 
 def _memory(results: list[Result]) -> str:

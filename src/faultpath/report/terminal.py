@@ -39,24 +39,24 @@ def compared(document: dict[str, Any], raw: bool, out: IO[str] | None = None) ->
 
 
 def _trace(trace: dict[str, Any], raw: bool, out: IO[str] | None) -> None:
-    console = _console(out, len(trace["results"]))
+    to = console(out, len(trace["results"]))
     mode = {
         "touched": "the device accesses each page right after the process faulted it in",
         "resident": "as touched, and again after each invalidation that leaves the page mapped",
         "recorded": "the device accesses are the trace's own",
     }[trace["accesses"]]
     kernel = f"Linux {trace['kernel']}, " if trace["kernel"] else ""
-    console.print(Text(f"{trace['name']}: {trace['comm'] or 'process'} (pid {trace['pid']})", style="bold"))
-    console.print(
+    to.print(Text(f"{trace['name']}: {trace['comm'] or 'process'} (pid {trace['pid']})", style="bold"))
+    to.print(
         f"{kernel}{number(trace['process_events'])} of {number(trace['events'])} events, "
         f"{duration(trace['duration_ns'], raw)}, lost {trace['lost_events']}; "
         f"invalidations from the {trace['invalidations_from']}"
     )
-    console.print(f"accesses {trace['accesses']}: {mode}\n")
-    console.print(_table(trace["results"], raw))
-    console.print(_parameters(trace["results"]))
+    to.print(f"accesses {trace['accesses']}: {mode}\n")
+    to.print(_table(trace["results"], raw))
+    to.print(_parameters(trace["results"]))
     for sentence in explain.sentences(trace):
-        console.print(f"- {sentence}")
+        to.print(f"- {sentence}")
 
 
 class _Console(Console):
@@ -65,12 +65,13 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _console(out: IO[str] | None, designs: int) -> Console:
-    console = _Console(file=out, highlight=False, markup=False)
-    if not console.is_terminal:
+def console(out: IO[str] | None, columns: int) -> Console:
+    """Where tables of so many columns are printed."""
+    found = _Console(file=out, highlight=False, markup=False)
+    if not found.is_terminal:
         # A pipe has no width: wide enough for the table, so that nothing is cut.
-        console = _Console(file=out, highlight=False, markup=False, width=max(100, 30 + 16 * designs))
-    return console
+        found = _Console(file=out, highlight=False, markup=False, width=max(100, 30 + 16 * columns))
+    return found
 
 
 def _table(results: list[dict[str, Any]], raw: bool) -> Table:
@@ -115,54 +116,16 @@ def _parameters(results: Iterable[dict[str, Any]]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def info(document: dict[str, Any], raw: bool, out: IO[str] | None = None) -> None:
-    """Print what :func:`faultpath.trace.info.trace_info` found."""
-    console = _console(out, 3)
-    console.print(Text(document["name"], style="bold"))
-    kernel = f" on Linux {document['kernel']}" if document["kernel"] else ""
-    console.print(
-        f"{document['format']}{kernel}; {number(document['rows'])} rows, {size(document['bytes'], raw)}, "
-        f"{duration(document['duration_ns'], raw)}"
-    )
-    if document["command"]:
-        console.print(f"command: {' '.join(document['command'])}")
-    console.print(
-        f"invalidations from the {document['invalidations_from']}; "
-        f"lost events {number(document['lost_events'], raw)}, lost samples {number(document['lost_samples'], raw)}\n"
-    )
-    for title, counts in (("operation", document["ops"]), ("invalidation", document["invalidations"])):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column(title, min_width=16)
-        table.add_column("rows", justify="right", min_width=12)
-        for name, count in counts.items():
-            table.add_row(name, number(count, raw))
-        if counts:
-            console.print(table)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("pid", "parent", "rows"):
-        table.add_column(heading, justify="right")
-    table.add_column("command")
-    for process in sorted(document["processes"], key=lambda p: -p["rows"])[:20]:
-        table.add_row(str(process["pid"]), str(process["parent"]), number(process["rows"], raw), process["comm"])
-    console.print(table)
-    if len(document["processes"]) > 20:
-        console.print(f"and {len(document['processes']) - 20} processes with fewer rows")
-    for reason, count in document["dropped"].items():
-        console.print(f"dropped: {number(count, raw)} {reason}")
-    for sentence in document["missing"]:
-        console.print(f"missing: {sentence}")
-
-
 def designs(found: list[dict[str, Any]], out: IO[str] | None = None) -> None:
     """Print designs as :func:`faultpath.catalog.describe` gives them."""
-    console = _console(out, 4)
+    to = console(out, 4)
     for design in found:
-        console.print(Text.assemble((design["name"], "bold"), f"  {design['title']}"))
-        console.print(f"  {design['models']}")
+        to.print(Text.assemble((design["name"], "bold"), f"  {design['title']}"))
+        to.print(f"  {design['models']}")
         for parameter in design["parameters"]:
             value = size(parameter["default"]) if parameter["unit"] == "bytes" else parameter["default"]
             choices = f" ({', '.join(parameter['choices'])})" if parameter["choices"] else ""
-            console.print(f"  {parameter['name']}={value}{choices}  {parameter['doc']}")
+            to.print(f"  {parameter['name']}={value}{choices}  {parameter['doc']}")
         if "source" in design:
-            console.print()
-            console.out(design["source"], highlight=False)
+            to.print()
+            to.out(design["source"], highlight=False)

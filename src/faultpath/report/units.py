@@ -35,6 +35,12 @@ def duration(ns: int, raw: bool = False) -> str:
     return f"{ns} ns"
 
 
-def plural(count: int, word: str) -> str:
+def percent(part: int, whole: int) -> str:
+    """A share that is said to be all or nothing only if it is; 0 % of nothing."""
+    share = 100 * part / max(whole, 1)
+    return f"{share:.0f} %" if part in (0, whole) or 1 <= share <= 99 else f"{share:.1f} %"
+
+
+def plural(count: int, word: str, raw: bool = False) -> str:
     """``1 callback``, ``2 callbacks``."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+    return f"{number(count, raw)} {word}{'' if count == 1 else 's'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,43 +10,65 @@ from typing import Any
 import numpy as np
 
 from faultpath.trace.ops import Event, Op
-from faultpath.trace.schema import open_trace
+from faultpath.trace.processes import survey
+from faultpath.trace.schema import Columns, open_trace
+
+# what is going on, rows done, rows in all
+Progress = Callable[[str, int, int], None]
 
 
-def trace_info(path: Path) -> dict[str, Any]:
+def trace_info(
+    path: Path, name: str = "", pid: int | None = None, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
     """Read the whole trace and count.
 
     Counts are by lower-case name of the operation or event; ``processes`` are those with rows or a name, by pid, each
-    with its rows.
+    with its rows. ``address_space`` is the summary of one process (:mod:`faultpath.trace.summary`), None if no process
+    has a page fault or a device access.
 
-    :raises FaultpathError: when it is not a valid trace
+    :param name: what to call it, by default the file's name
+    :param pid: the process, by default the one with most page faults
+    :raises FaultpathError: when it is not a valid trace, or has no such process
     """
     trace = open_trace(path)
+    name = name or path.name
     ops = np.zeros(256, np.int64)
     events = np.zeros(max(Event) + 1, np.int64)
-    rows_of: dict[int, int] = {}
-    first = last = None
-    for columns in trace.batches():
+    times: list[int] = []
+    done = 0
+
+    def count(columns: Columns) -> None:
+        nonlocal ops, events, done
         ops += np.bincount(columns["op"], minlength=256)
         raised = columns["op"] == Op.INVALIDATE
         events += np.bincount(columns["arg"][raised], minlength=len(events))
-        for pid, count in zip(*np.unique(columns["pid"], return_counts=True), strict=True):
-            rows_of[int(pid)] = rows_of.get(int(pid), 0) + int(count)
-        first = int(columns["time"][0]) if first is None else first
-        last = int(columns["time"][-1])
+        times[:] = [times[0] if times else int(columns["time"][0]), int(columns["time"][-1])]
+        done += len(columns["time"])
+        progress(f"{name}: survey", done, trace.rows)
+
+    found = survey(trace, count)
+    first, last = times or (None, None)
+    address_space = None
+    if pid is not None or any(p.faults + p.accesses for p in found.processes.values()):
+        process = found.choose(pid, name)
+        progress(f"{name}: count", 0, process.rows)
+        from faultpath.trace.summary import summary  # here: it brings numba, which the rest does not need
+
+        address_space = summary(trace, found, process, lambda rows: progress(f"{name}: count", rows, process.rows))
     described = {p["pid"]: p for p in trace.meta.processes}
+    rows_of = {process.pid: process.rows for process in found.processes.values()}
     meta = asdict(trace.meta)
     meta["processes"] = [
         {
-            "pid": pid,
-            "parent": described.get(pid, {}).get("parent", -1),
-            "comm": described.get(pid, {}).get("comm", ""),
-            "rows": rows_of.get(pid, 0),
+            "pid": number,
+            "parent": described.get(number, {}).get("parent", -1),
+            "comm": described.get(number, {}).get("comm", ""),
+            "rows": rows_of.get(number, 0),
         }
-        for pid in sorted(described.keys() | rows_of.keys())
+        for number in sorted(described.keys() | rows_of.keys())
     ]
     return {
-        "name": path.name,
+        "name": name,
         "rows": trace.rows,
         "bytes": path.stat().st_size,
         "start_ns": first,
@@ -54,4 +77,5 @@ def trace_info(path: Path) -> dict[str, Any]:
         "ops": {op.name.lower(): int(ops[op]) for op in Op if ops[op]},
         "invalidations": {event.name.lower(): int(events[event]) for event in Event if events[event]},
         **meta,
+        "address_space": address_space,
     }
