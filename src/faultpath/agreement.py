@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import faultpath
-from faultpath.engine import feed
-from faultpath.engine.derive import Derivation
+from faultpath.engine.derive import Derivation, derivation
+from faultpath.engine.feed import Rows, as_rows, with_children
 from faultpath.errors import FaultpathError
-from faultpath.kernel.mm.versions import version_of
 from faultpath.trace.formats import as_trace
 from faultpath.trace.ops import Event, Op
 from faultpath.trace.processes import ancestors, survey
@@ -77,16 +77,13 @@ def _trace(trace: Trace, name: str, pid: int | None, progress: Progress) -> dict
     found = survey(trace)
     process = found.choose(pid, name)
     tally = Tally()
-    task_size = feed.LA57_END if process.limit > feed.CANONICAL_END else feed.CANONICAL_END
-    derivation = Derivation(task_size, version_of(trace.meta.kernel))
-    for rows in feed.inherited(trace, found, process.pid):
-        for _ in derivation.rows(rows):
-            pass
+    deriving = derivation(trace, found, process)
     pending: dict[int, list[tuple[int, Raised]]] = {}
     done = 0
     watched = not ancestors(trace, found, process.pid)
-    for rows, tids in feed.ordered(trace, process.pid):
-        for where, tapped, derived in _by_row(derivation, rows, tids, pending):
+    for columns in with_children(trace, process.pid):
+        rows = as_rows(columns)
+        for where, tapped, derived in _by_row(deriving, rows, columns["tid"], pending):
             if watched:
                 tally.compare(where, tapped, derived)
             watched = watched or where == EXECUTES
@@ -109,31 +106,19 @@ def _trace(trace: Trace, name: str, pid: int | None, progress: Progress) -> dict
 
 
 def _by_row(
-    derivation: Derivation, rows: feed.Rows, tids: feed.Column, pending: dict[int, list[tuple[int, Raised]]]
+    deriving: Derivation, rows: Rows, tids: NDArray[np.int32], pending: dict[int, list[tuple[int, Raised]]]
 ) -> Iterator[tuple[str, list[Raised], list[Raised]]]:
     """For each call or fault that raised anything, in the recording or here: what it is, and both.
 
     What a thread raises comes before the row of the call or fault it is raised in; ``pending`` keeps it until then.
     """
-    calls = np.flatnonzero(rows.ops != Op.INVALIDATE)
-    cuts = [i for i in calls.tolist() if rows.ops[i] in (Op.EXEC, Op.EXIT)]
-    derived: dict[int, list[Raised]] = {}
-    first = 0
-    for cut in [*cuts, len(rows)]:
-        part = calls[(calls >= first) & (calls < cut)]
-        columns = (rows.ops, rows.addrs, rows.sizes, rows.args, rows.auxs)
-        for i, raised in derivation.rows(feed.Rows(*(c[part] for c in columns))):
-            derived[int(part[i])] = [(start, end, event) for start, end, event in raised.tolist()]
-        if cut < len(rows):
-            derivation.new_process()
-        first = cut + 1
-    busy = set(derived)
+    derived = {i: [(start, end, event) for start, end, event in raised.tolist()] for i, raised in deriving.rows(rows)}
     for i, (op, tid) in enumerate(zip(rows.ops.tolist(), tids.tolist(), strict=True)):
         if op == Op.INVALIDATE:
             start = int(rows.addrs[i])
             what = start, start + int(rows.sizes[i]), int(rows.args[i])
             pending.setdefault(tid, []).append((int(rows.auxs[i]), what))
-        elif i in busy or tid in pending:
+        elif i in derived or tid in pending:
             waiting = pending.pop(tid, [])
             mine = [what for within, what in waiting if _belongs(within, what, op, int(rows.addrs[i]))]
             others = [what for within, what in waiting if not _belongs(within, what, op, int(rows.addrs[i]))]

@@ -66,8 +66,13 @@ def info(trace: Path, pid: int | None, as_json: bool, raw: bool) -> None:
     from faultpath.trace.formats import as_trace
     from faultpath.trace.info import trace_info
 
+    def derive(*of: Any) -> Any:
+        from faultpath.engine.derive import with_derived  # here: most traces do not need it
+
+        return with_derived(*of)
+
     with progress() as show, as_trace(trace, lambda done, total: show("import", done, total)) as path:
-        document = trace_info(path, trace.name, pid, show)
+        document = trace_info(path, trace.name, pid, derive, show)
     if as_json:
         print_json(document)
         return

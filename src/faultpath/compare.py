@@ -103,7 +103,7 @@ def _result(
     replay = Replay(
         design,
         catalog.integers(design, values),
-        task_size=feed.LA57_END if process.limit > feed.CANONICAL_END else feed.CANONICAL_END,
+        task_size=feed.task_size(process),
         raises=trace.meta.invalidations_from == "model",
         accesses=bits[accesses],
         version=version_of(trace.meta.kernel),

@@ -12,7 +12,7 @@ PAGE = 4096
 MIB = 1 << 20
 STACK_LIMIT = 8 * MIB
 SHARED, PRIVATE, ANONYMOUS, GROWSDOWN = 1, 2, 0x20, 0x100
-ZAPPING, FREE = {4, 9, 21, 24}, 8
+ZAPPING = {4, 9, 21, 24}
 BLOCKS = (64 << 10, 2 * MIB, 512 * MIB, 1024 * MIB)
 
 Row = dict[str, int]
@@ -48,13 +48,11 @@ def mapping(prot: int, flags: int, origin: int) -> Mapping:
 
 
 class Pmap:
-    """:param raises: the calls raise the invalidations themselves"""
+    """What is mapped, page by page, and what was touched of it."""
 
-    def __init__(self, raises: bool) -> None:
-        self.raises = raises
+    def __init__(self) -> None:
         self.maps: dict[int, Mapping] = {}  # by page number
         self.present: set[int] = set()
-        self.writable: set[int] = set()
         self.device: set[int] = set()
         self.ever: set[int] = set()
         self.brk = 0
@@ -123,40 +121,27 @@ class Pmap:
         if op == Op.FAULT:
             self.touch(addr // PAGE, bool(arg & 2))
         elif op == Op.INVALIDATE:
-            if not self.raises:
-                self.invalidate(addr, end, Event(arg), Op(aux))
+            self.invalidate(addr, end, Event(arg), Op(aux))
         elif op == Op.VMA:
             self.put(addr, end, mapping(arg, aux, self.new_call()))
         elif op == Op.MMAP:
-            self.unmap(addr, end, op)
+            self.unmap(addr, end)
             self.put(addr, end, mapping(arg, aux, self.new_call()))
         elif op == Op.MUNMAP:
-            self.unmap(addr, end, op)
+            self.unmap(addr, end)
         elif op == Op.MPROTECT:
-            if self.raises and any(page in self.present for page in pages(addr, end)):
-                self.invalidate(addr, end, Event.PROTECTION_VMA, op)
             for page in pages(addr, end):
                 if page in self.maps:
                     was = self.maps[page]
                     backing = "anonymous" if was.backing == "inferred" else was.backing
                     self.maps[page] = Mapping(arg & 7, backing, was.shared, was.origin)
-                if not arg & 2:
-                    self.writable.discard(page)
         elif op == Op.MADVISE:
-            if self.raises and (arg in ZAPPING or arg == FREE):
-                self.invalidate(addr, end, Event.CLEAR, op)
             if arg in ZAPPING:
                 self.take(addr, end)
         elif op == Op.BRK:
             self.set_brk(addr)
         elif op == Op.MREMAP:
             self.mremap(addr, end, arg, arg + aux // PAGE * PAGE, bool(aux & 4))
-        elif op == Op.FORK and self.raises and not aux & 0x100:
-            for first, last, what in self.vmas():
-                inside = [page for page in range(first, last) if page in self.present]
-                if inside and what.prot & 2 and not what.shared:
-                    self.writable.difference_update(inside)
-                    self.invalidate(first * PAGE, last * PAGE, Event.PROTECTION_PAGE, op)
 
     def new_call(self) -> int:
         self.calls += 1
@@ -169,11 +154,8 @@ class Pmap:
         for page in pages(start, end):
             self.taken += page in self.present
             self.present.discard(page)
-            self.writable.discard(page)
 
-    def unmap(self, start: int, end: int, op: Op, surely: bool = False) -> None:
-        if self.raises and start < end and (surely or any(page in self.maps for page in pages(start, end))):
-            self.invalidate(start, end, Event.UNMAP, op)
+    def unmap(self, start: int, end: int) -> None:
         self.take(start, end)
         for page in pages(start, end):
             self.maps.pop(page, None)
@@ -194,17 +176,17 @@ class Pmap:
             self.put(old, new, Mapping(3, "heap", False, 0))
             self.new_call()
         else:
-            self.unmap(new, old, Op.BRK, surely=True)
+            self.unmap(new, old)
 
     def mremap(self, old: int, old_end: int, new: int, new_end: int, keep: bool) -> None:
         what = self.maps.get(old // PAGE, mapping(3, PRIVATE | ANONYMOUS, 0))
         size, new_size = old_end - old, new_end - new
         if new != old:
-            self.unmap(new, new_end, Op.MREMAP)
+            self.unmap(new, new_end)
         elif new_size > size:
-            self.unmap(old_end, old + new_size, Op.MREMAP)
+            self.unmap(old_end, old + new_size)
         if new_size < size:
-            self.unmap(old + new_size, old_end, Op.MREMAP, surely=True)
+            self.unmap(old + new_size, old_end)
         if new == old:
             if new_size > size:
                 self.put(old_end, old + new_size, what)
@@ -212,16 +194,13 @@ class Pmap:
             return
         moved = min(size, new_size)
         if moved:
-            if self.raises:
-                self.invalidate(old, old + moved, Event.UNMAP, Op.MREMAP)
             for page in pages(old, old + moved):
                 to = page + (new - old) // PAGE
-                for pages_with in (self.present, self.writable):
-                    if page in pages_with:
-                        pages_with.discard(page)
-                        pages_with.add(to)
+                if page in self.present:
+                    self.present.discard(page)
+                    self.present.add(to)
             if not keep:
-                self.unmap(old, old + moved, Op.MREMAP, surely=True)
+                self.unmap(old, old + moved)
         if new_size:
             alone = what.shared or what.backing == "file"
             self.put(new, new_end, Mapping(what.prot, what.backing, what.shared, self.new_call() if alone else 0))
@@ -242,8 +221,6 @@ class Pmap:
         if not what.prot or (write and not what.prot & 2):
             self.faults[what.kind, "refused"] += 1
             return
-        if self.raises and write and page in self.present and page not in self.writable:
-            self.invalidate(page * PAGE, (page + 1) * PAGE, Event.CLEAR, Op.FAULT)
         if page not in self.ever:
             met = "first"
         elif page not in self.present:
@@ -254,8 +231,6 @@ class Pmap:
         self.ever.add(page)
         self.present.add(page)
         self.device.add(page)
-        if write:
-            self.writable.add(page)
 
     def invalidate(self, start: int, end: int, event: Event, op: Op) -> None:
         inside = [page for page in pages(start, end) if page in self.present]

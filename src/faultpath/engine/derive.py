@@ -8,19 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faultpath.engine import world
-from faultpath.engine.feed import Rows
+from faultpath.engine.feed import Rows, as_rows, inherited, task_size, with_children
 from faultpath.engine.native import Native
-from faultpath.engine.rows import ROW_WORDS, Row, replay_call
+from faultpath.engine.rows import FIRST_OF_FEED, ROW_WORDS, Row, replay_call
 from faultpath.engine.status import explain
 from faultpath.engine.world import CAPACITY, ROWS_WORDS, Words
 from faultpath.kernel.mm.fork import mm_init
 from faultpath.kernel.mm.raising import RAISES_CALLS
 from faultpath.kernel.mm.recorded import recorded_fault
+from faultpath.kernel.mm.versions import version_of
 from faultpath.kernel.mmu_notifier import Mm, Notifier, Range, mmu_notifier_register
 from faultpath.kernel.primitives.heap import on_stack
 from faultpath.protocol.language import Ops, Protocol, primitive, protocol
 from faultpath.protocol.program import Program
 from faultpath.trace.ops import Op
+from faultpath.trace.processes import Process, Survey
+from faultpath.trace.schema import Columns, Trace
 
 #: Raised ranges, three words each, lie in the second half of the rows' area, behind a word that counts them.
 LOG = ROWS_WORDS // 2
@@ -103,6 +106,18 @@ class Derivation:
 
     def rows(self, rows: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """What each row that raises anything raises: its index, and an array of start, end, event."""
+        theirs = np.isin(rows.ops, (Op.INVALIDATE, Op.ACCESS))
+        ends = np.flatnonzero(np.isin(rows.ops, (Op.EXEC, Op.EXIT)))
+        first = 0
+        for end in [*ends.tolist(), len(rows)]:
+            mine = first + np.flatnonzero(~theirs[first:end])
+            for i, raised in self._run(rows.select(mine)):
+                yield int(mine[i]), raised
+            if end < len(rows):
+                self.new_process()
+            first = end + 1
+
+    def _run(self, rows: Rows) -> Iterator[tuple[int, NDArray[np.int64]]]:
         area = int(self.w[CAPACITY])
         log = area + LOG
         room = LOG // ROW_WORDS
@@ -121,3 +136,34 @@ class Derivation:
             for i in np.flatnonzero(counts).tolist():
                 yield first + i, raised[upto[i] - counts[i] : upto[i]]
             first += done
+
+
+def derivation(trace: Trace, found: Survey, process: Process) -> Derivation:
+    """One that has come to the process's birth."""
+    it = Derivation(task_size(process), version_of(trace.meta.kernel))
+    for rows in inherited(trace, found, process.pid):
+        for _ in it.rows(rows):
+            pass
+    return it
+
+
+def with_derived(trace: Trace, found: Survey, process: Process) -> Iterator[Columns]:
+    """A process's own rows in the order in which they took effect, before each the invalidations derived from it."""
+    it = derivation(trace, found, process)
+    for columns in with_children(trace, process.pid):
+        at, what = [], []
+        for i, raised in it.rows(as_rows(columns)):
+            at += [i] * len(raised)
+            what.append(raised)
+        keep = np.flatnonzero(columns["op"] < FIRST_OF_FEED)
+        source = np.concatenate([keep, np.array(at, np.int64)])
+        position = np.concatenate([2 * keep + 1, 2 * np.array(at, np.int64)])
+        sequence = np.argsort(position, kind="stable")
+        piece = {name: column[source] for name, column in columns.items()}
+        if at:
+            start, end, event = np.concatenate(what).T
+            new = slice(len(keep), None)
+            piece["aux"][new] = piece["op"][new]
+            piece["op"][new] = Op.INVALIDATE
+            piece["addr"][new], piece["len"][new], piece["arg"][new] = start, end - start, event
+        yield {name: column[sequence] for name, column in piece.items()}

@@ -12,13 +12,18 @@ from faultpath.engine.rows import CHILD_COPIES, CHILD_ENDS, REACCESS
 from faultpath.kernel.mm.fault import MAX_FORKS
 from faultpath.kernel.mm.recorded import CLONE_VM
 from faultpath.trace.ops import PF_PROT, PF_WRITE, Event, Op
-from faultpath.trace.processes import Survey, in_effect, until_birth
+from faultpath.trace.processes import Process, Survey, in_effect, until_birth
 from faultpath.trace.schema import Columns, Trace
 
 Column = NDArray[np.int64]
 
 CANONICAL_END = 1 << 47  # user space with four-level paging
 LA57_END = 1 << 56
+
+
+def task_size(process: Process) -> int:
+    """Where user space ends, as far as the process tells."""
+    return LA57_END if process.limit > CANONICAL_END else CANONICAL_END
 
 
 @dataclass
@@ -38,13 +43,18 @@ class Rows:
         """Rows ``[first, end)``, as views."""
         return Rows(*(column[first:end] for column in (self.ops, self.addrs, self.sizes, self.args, self.auxs)))
 
+    def select(self, which: Column) -> Rows:
+        """Some rows, by their numbers."""
+        return Rows(*(column[which] for column in (self.ops, self.addrs, self.sizes, self.args, self.auxs)))
+
     def write(self, table: NDArray[np.int64]) -> None:
         """Store into Row structures: one table row each, its header word left alone."""
         for i, column in enumerate((self.ops, self.addrs, self.sizes, self.args, self.auxs), start=1):
             table[:, i] = column
 
 
-def _as_rows(columns: Columns) -> Rows:
+def as_rows(columns: Columns) -> Rows:
+    """The columns that a replay needs."""
     names = ("op", "addr", "len", "arg", "aux")
     return Rows(*(columns[name].astype(np.int64) for name in names))
 
@@ -92,7 +102,7 @@ def inherited(trace: Trace, found: Survey, pid: int) -> Iterator[Rows]:
     """
     births = Rows(*(np.array([value], dtype=np.int64) for value in (Op.FORK, 0, 0, 0, 0)))
     for rows in until_birth(trace, found, pid):
-        yield from map(_as_rows, rows)
+        yield from map(as_rows, rows)
         yield births
 
 
@@ -138,10 +148,9 @@ class Children:
         return False
 
 
-def ordered(trace: Trace, pid: int) -> Iterator[tuple[Rows, Column]]:
-    """A process's own rows in the order in which they took effect, piece by piece, and the thread of each."""
-    for columns in in_effect(map(Children(pid).own_rows, trace.batches())):
-        yield _as_rows(columns), columns["tid"]
+def with_children(trace: Trace, pid: int) -> Iterator[Columns]:
+    """A process's own rows and those of :class:`Children`, in the order in which they took effect, piece by piece."""
+    return in_effect(map(Children(pid).own_rows, trace.batches()))
 
 
 def batches(trace: Trace, pid: int, *, resident: bool) -> Iterator[Rows]:
@@ -150,5 +159,6 @@ def batches(trace: Trace, pid: int, *, resident: bool) -> Iterator[Rows]:
     :param resident: insert REACCESS rows (``--accesses resident``)
     """
     recorded = trace.meta.invalidations_from != "model"
-    for rows, tids in ordered(trace, pid):
-        yield _with_reaccess(rows, tids, recorded) if resident else rows
+    for columns in with_children(trace, pid):
+        rows = as_rows(columns)
+        yield _with_reaccess(rows, columns["tid"], recorded) if resident else rows

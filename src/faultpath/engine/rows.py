@@ -25,6 +25,7 @@ from faultpath.protocol.struct import Struct
 from faultpath.trace.ops import PF_WRITE, Op
 
 # Not in a trace, made by engine.feed:
+FIRST_OF_FEED = 100
 REACCESS = 100  # the device goes over [addr, addr + size) again (--accesses resident)
 CHILD_ENDS = 101  # a forked child, by the number that mm_fork() gave it in ``arg``, has exited or executed something
 CHILD_COPIES = 102  # the only child there is writes to a page that it may share

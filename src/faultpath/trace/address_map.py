@@ -41,7 +41,7 @@ BLOCK, INDEX, COUNT_IN, COUNT_DEVICE, COUNT_EVER, BLOCK_WORDS = map(np.int64, ra
 
 # Bits of a page: touched at this address at any time; in; the CPU may write it without a fault; touched since the last
 # invalidation of it: what a device that follows the process's faults would have mapped.
-EVER, IN, WRITABLE, DEVICE, NOTHING = (np.int64(bit) for bit in (1, 2, 4, 8, 0))
+EVER, IN, DEVICE, NOTHING = (np.int64(bit) for bit in (1, 2, 4, 0))
 
 #: VMAs that were unmapped are counted by age: each limit (ns) is above its class, the last class has none.
 AGES = tuple(10**n for n in range(6, 11))
@@ -283,15 +283,6 @@ def touch(s, page, bits):  # type: ignore[no-untyped-def]
 
 
 @jit_plain
-def look(s, page):  # type: ignore[no-untyped-def]
-    """The bits of page number ``page``."""
-    place = floor(s.blocks, page >> BLOCK_SHIFT)
-    if place == NONE or get(s.blocks, place, BLOCK) != page >> BLOCK_SHIFT:
-        return NOTHING
-    return np.int64(s.pages[get(s.blocks, place, INDEX), page & (BLOCK_PAGES - 1)])
-
-
-@jit_plain
 def sweep(s, start, end, gone):  # type: ignore[no-untyped-def]
     """Clear the bits ``gone`` of the pages in ``[start, end)``, bytes; how many were IN, and DEVICE, before."""
     first, last = start >> s.state[PAGE_SHIFT], (end - 1) >> s.state[PAGE_SHIFT]
@@ -303,7 +294,7 @@ def sweep(s, start, end, gone):  # type: ignore[no-untyped-def]
             break
         low, high = max(first - base, 0), min(last - base, BLOCK_PAGES - 1)
         n_in, n_device = get(s.blocks, place, COUNT_IN), get(s.blocks, place, COUNT_DEVICE)
-        found = (IN if n_in else NOTHING) | (WRITABLE if n_in else NOTHING) | (DEVICE if n_device else NOTHING)
+        found = (IN if n_in else NOTHING) | (DEVICE if n_device else NOTHING)
         if found and (gone & found or high - low < BLOCK_PAGES - 1):
             n_in, n_device = 0, 0
             for i in range(low, high + 1):
@@ -335,11 +326,11 @@ def move_pages(s, old, new, size):  # type: ignore[no-untyped-def]
         for page in range(max(at, base), min(base + BLOCK_PAGES, end)):
             was = np.int64(s.pages[index, page - base])
             if was & IN:
-                s.pages[index, page - base] = was & ~(IN | WRITABLE)
+                s.pages[index, page - base] = was & ~IN
                 place = floor(s.blocks, base >> BLOCK_SHIFT)
                 put(s.blocks, place, COUNT_IN, get(s.blocks, place, COUNT_IN) - 1)
                 s.state[PAGES_IN] -= 1
-                touch(s, page + distance, was & (IN | WRITABLE))
+                touch(s, page + distance, IN)
         at = base + BLOCK_PAGES
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 
 from faultpath.trace.ops import Event, Op
-from faultpath.trace.processes import survey
-from faultpath.trace.schema import Columns, open_trace
+from faultpath.trace.processes import Process, Survey, survey
+from faultpath.trace.schema import Columns, Trace, open_trace
+
+#: A process's rows with the invalidations derived from them (faultpath.engine.derive).
+Derive = Callable[[Trace, Survey, Process], Iterator[Columns]]
 
 # what is going on, rows done, rows in all
 Progress = Callable[[str, int, int], None]
 
 
 def trace_info(
-    path: Path, name: str = "", pid: int | None = None, progress: Progress = lambda what, done, total: None
+    path: Path,
+    name: str = "",
+    pid: int | None = None,
+    derive: Derive | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Read the whole trace and count.
 
@@ -28,6 +35,7 @@ def trace_info(
 
     :param name: what to call it, by default the file's name
     :param pid: the process, by default the one with most page faults
+    :param derive: how invalidations that a trace does not hold are derived; without it they are not counted
     :raises FaultpathError: when it is not a valid trace, or has no such process
     """
     trace = open_trace(path)
@@ -54,7 +62,9 @@ def trace_info(
         progress(f"{name}: count", 0, process.rows)
         from faultpath.trace.summary import summary  # here: it brings numba, which the rest does not need
 
-        address_space = summary(trace, found, process, lambda rows: progress(f"{name}: count", rows, process.rows))
+        address_space = summary(
+            trace, found, process, derive, lambda rows: progress(f"{name}: count", rows, process.rows)
+        )
     described = {p["pid"]: p for p in trace.meta.processes}
     rows_of = {process.pid: process.rows for process in found.processes.values()}
     meta = asdict(trace.meta)

@@ -7,7 +7,7 @@ page in its range was touched after the last invalidation of that page: a device
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,18 +35,26 @@ BLOCKS = (64 << 10, 2 << 20, 512 << 20, 1 << 30)
 Numbers = NDArray[np.int64]
 
 
-def summary(trace: Trace, found: Survey, process: Process, progress: Callable[[int], None]) -> dict[str, Any]:
+#: A process's rows, the invalidations derived from them among them (faultpath.engine.derive).
+Derive = Callable[[Trace, Survey, Process], Iterator[Columns]]
+
+
+def summary(
+    trace: Trace, found: Survey, process: Process, derive: Derive | None, progress: Callable[[int], None]
+) -> dict[str, Any]:
     """Read a process's rows and count.
 
+    :param derive: where a trace's invalidations are to be derived
     :param progress: called with rows done
     """
-    raises = trace.meta.invalidations_from == "model"
-    replay = _Replay(trace.meta.page_size, raises, process.accesses > 0)
-    for rows in until_birth(trace, found, process.pid):
-        replay.before_birth(rows)
+    replay = _Replay(trace.meta.page_size, process.accesses > 0)
+    for before in until_birth(trace, found, process.pid):
+        replay.before_birth(before)
     replay.begin(process)
     done = 0
-    for columns in ahead(in_effect(trace.batches(process.pid))):
+    derived = derive is not None and trace.meta.invalidations_from == "model"
+    rows = derive(trace, found, process) if derived and derive else in_effect(trace.batches(process.pid))
+    for columns in ahead(rows):
         if not replay.rows(columns):
             break
         done += len(columns["time"])
@@ -67,11 +75,11 @@ def summary(trace: Trace, found: Survey, process: Process, progress: Callable[[i
 class _Replay:
     """The state of a run: the address space, what was counted, and how it stood when most pages were touched."""
 
-    def __init__(self, page_size: int, raises: bool, recorded: bool) -> None:
+    def __init__(self, page_size: int, recorded: bool) -> None:
         self.page_size = page_size
-        self.raises, self.recorded = raises, recorded
+        self.recorded = recorded
         self.space = am.space(page_size)
-        self.tally = counts.tally([0], False, recorded)
+        self.tally = counts.tally([0], recorded)
         self.ever = np.zeros(len(BLOCKS), np.int64)
         self.fullest: dict[str, Any] = {}
 
@@ -85,7 +93,7 @@ class _Replay:
         """From here on it counts."""
         span = process.last_ns - process.first_ns
         ends = [process.first_ns + -(-span * (i + 1) // SLICES) for i in range(SLICES)]
-        self.tally = counts.tally(ends, self.raises, self.recorded)
+        self.tally = counts.tally(ends, self.recorded)
         self.space.state[am.MADE :] = 0
         self.ever[:] = 0
         self.fullest = {}
@@ -103,7 +111,7 @@ class _Replay:
                 return True
             if status == counts.NO_ROOM:
                 self.space = am.with_room(self.space, 2 * int(self.space.state[am.BLOCKS]) + 1)
-                self.tally = counts.with_room(self.tally, int(self.space.state[am.VMAS]))
+                self.tally = counts.with_room(self.tally)
             elif status == counts.SLICE_ENDS:
                 self._look(int(self.tally.slices[numbers[counts.SLICE_AT], 0]))
                 counts.end_slice(self.space, self.tally)

@@ -1,8 +1,4 @@
-"""What is counted while a process's rows go through its address map: jitted, row by row.
-
-Invalidations are the recorded ones; where a trace holds none they are raised by the calls as ``faultpath.kernel.mm``
-raises them in a replay: one a call, over its range (docs/engine.md, Limits).
-"""
+"""What is counted while a process's rows go through its address map: jitted, row by row."""
 
 from __future__ import annotations
 
@@ -38,11 +34,10 @@ from faultpath.trace.address_map import (
     PROT_WRITE,
     READ_WRITE,
     START,
-    WRITABLE,
     Space,
 )
 from faultpath.trace.ops import PF_WRITE, Event, Op
-from faultpath.trace.ordered import NONE, floor, following, get, put
+from faultpath.trace.ordered import NONE, floor, get, put
 
 # Typed: see address_map.
 (_FAULT, _ACCESS, _VMA, _MMAP, _MUNMAP, _MREMAP, _MPROTECT, _MADVISE, _BRK, _FORK, _EXEC, _EXIT, _INVALIDATE) = (
@@ -99,12 +94,10 @@ SLICE = ("end_ns", "vmas", "mapped_bytes", "reserved_bytes", "touched_pages",
 PEAKS = ("vmas", "mapped_bytes", "touched_pages")
 
 # Words of ``numbers``.
-AT, SLICE_AT, RAISES, RECORDED, PEAK = range(5)
+AT, SLICE_AT, RECORDED, PEAK = range(4)
 CALL = PEAK + 2 * len(PEAKS)
 ADVICE = CALL + OPS
 NUMBERS = ADVICE + ADVICES
-
-HOT_PER_ROW = 4  # at most, that one row other than a fork makes
 
 DONE, NO_ROOM, SLICE_ENDS, SPACE_ENDS = range(4)
 
@@ -117,8 +110,8 @@ class Tally(NamedTuple):
     :ivar by_kind: of the first mapping that an invalidation meets; axes: kind, COUNTED
     :ivar faults: axes: kind, MET
     :ivar slices: axes: slice, SLICE
-    :ivar numbers: the next row, the slice it falls in; whether calls raise the invalidations, and whether the device
-        accesses are the trace's own; PEAKS, value and time; calls by op; madvise by advice
+    :ivar numbers: the next row, the slice it falls in; whether the device accesses are the trace's own; PEAKS, value
+        and time; calls by op; madvise by advice
     """
 
     hot: ordered.Table
@@ -129,7 +122,7 @@ class Tally(NamedTuple):
     numbers: NDArray[np.int64]
 
 
-def tally(ends: list[int], raises: bool, recorded: bool) -> Tally:
+def tally(ends: list[int], recorded: bool) -> Tally:
     """All zero.
 
     :param ends: of the time slices, ns
@@ -137,7 +130,7 @@ def tally(ends: list[int], raises: bool, recorded: bool) -> Tally:
     slices = np.zeros((len(ends), len(SLICE)), np.int64)
     slices[:, _S_END] = ends
     numbers = np.zeros(NUMBERS, np.int64)
-    numbers[[RAISES, RECORDED]] = raises, recorded
+    numbers[RECORDED] = recorded
     return Tally(
         ordered.table(HOT_WORDS),
         np.zeros((EVENTS * OPS * len(SIZES), len(COUNTED)), np.int64),
@@ -148,11 +141,9 @@ def tally(ends: list[int], raises: bool, recorded: bool) -> Tally:
     )
 
 
-def with_room(t: Tally, vmas: int) -> Tally:
-    """The same with room for the hot places of a row: a fork raises one event for each VMA."""
-    while ordered.lacks(t.hot, HOT_PER_ROW + vmas):
-        t = t._replace(hot=ordered.grown(t.hot))
-    return t
+def with_room(t: Tally) -> Tally:
+    """The same with room for the hot place of a row."""
+    return t._replace(hot=ordered.grown(t.hot)) if ordered.lacks(t.hot, 1) else t
 
 
 @jit_plain
@@ -203,10 +194,8 @@ def touched(s, t, op, addr, write):  # type: ignore[no-untyped-def]
     if not prot or (write and not prot & PROT_WRITE):
         t.faults[kind, _REFUSED] += 1
         return
-    if t.numbers[RAISES] and op == _FAULT and write and am.look(s, addr >> shift) & (IN | WRITABLE) == IN:
-        invalidated(s, t, start, start + (1 << shift), _CLEAR, _FAULT)  # copy-on-write is broken
     mapped = op == _ACCESS or not t.numbers[RECORDED]
-    was = am.touch(s, addr >> shift, IN | EVER | (WRITABLE if write else NOTHING) | (DEVICE if mapped else NOTHING))
+    was = am.touch(s, addr >> shift, IN | EVER | (DEVICE if mapped else NOTHING))
     met = _FIRST if not was & EVER else _GONE if not was & IN else _PRESENT if was & DEVICE else _INVALIDATED
     t.slices[line, _S_FIRST] += met == _FIRST
     t.faults[kind, met] += 1
@@ -214,15 +203,11 @@ def touched(s, t, op, addr, write):  # type: ignore[no-untyped-def]
 
 @jit_plain
 def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
-    """A memory call, at its successful exit: it unmaps up to three ranges, moves pages before the last, maps one.
-
-    mremap and brk as ``mm_mremap`` and ``mm_brk`` of faultpath.kernel.mm have them, after Linux 6.1.
-    """
-    state, raises, mask = s.state, t.numbers[RAISES], (1 << s.state[PAGE_SHIFT]) - 1
+    """A memory call, at its successful exit: it unmaps up to three ranges, moves pages before the last, maps one."""
+    state, mask = s.state, (1 << s.state[PAGE_SHIFT]) - 1
     end = addr + size
-    # Ranges to unmap, and whether that is announced also where nothing is known to be mapped.
+    # Ranges to unmap.
     low0, end0, low1, end1, low2, end2 = addr, addr, addr, addr, addr, addr
-    sure0, sure1 = False, False
     moved = 0
     low, high, prot, flags, origin = addr, addr, arg & PROT_MASK, NOTHING, NOTHING
     if op in (_MMAP, _VMA):
@@ -235,7 +220,7 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
         known = state[BRK] > 0  # the first call only tells where the heap ends
         state[BRK] = addr
         if known and new < old:
-            low0, end0, sure0 = new, old, True
+            low0, end0 = new, old
         elif known and new > old:
             low0, end0, low, high, prot, flags = old, new, old, new, READ_WRITE, OF_BRK
             place = floor(s.vmas, old - 1)
@@ -260,44 +245,25 @@ def call(s, t, op, addr, size, arg, aux):  # type: ignore[no-untyped-def]
         else:
             high = low
         if new_size < size:
-            low1, end1, sure1 = addr + new_size, end, True
+            low1, end1 = addr + new_size, end
     elif op == _MPROTECT:
-        pages_in, _ = am.sweep(s, addr, end, NOTHING if arg & PROT_WRITE else WRITABLE)
-        if raises and pages_in:
-            invalidated(s, t, addr, end, _PROTECTION_VMA, op)
         am.protect(s, addr, end, prot)
     elif op == _MADVISE:
         t.numbers[ADVICE + (arg if 0 <= arg < ADVICES else ADVICES - 1)] += 1
-        zaps = arg in (MADV_DONTNEED, MADV_REMOVE, MADV_PAGEOUT, MADV_DONTNEED_LOCKED)
-        if raises and (zaps or arg == MADV_FREE):
-            invalidated(s, t, addr, end, _CLEAR, op)
-        if zaps:
-            pages_in, _ = am.sweep(s, addr, end, IN | WRITABLE)
+        if arg in (MADV_DONTNEED, MADV_REMOVE, MADV_PAGEOUT, MADV_DONTNEED_LOCKED):
+            pages_in, _ = am.sweep(s, addr, end, IN)
             state[PAGES_UNMAPPED] += pages_in
-    elif op == _FORK and raises and not aux & CLONE_VM:
-        place = following(s.vmas, NONE)
-        while place != NONE:
-            first, upto = get(s.vmas, place, START), get(s.vmas, place, END)
-            if get(s.vmas, place, FLAGS) & MAP_PRIVATE and get(s.vmas, place, PROT) & PROT_WRITE:
-                pages_in, _ = am.sweep(s, first, upto, WRITABLE)
-                if pages_in:
-                    invalidated(s, t, first, upto, _PROTECTION_PAGE, op)
-            place = following(s.vmas, place)
     for i in range(3):
-        first, upto, sure = low0, end0, sure0
+        first, upto = low0, end0
         if i == 1:
-            first, upto, sure = low1, end1, sure1
+            first, upto = low1, end1
         elif i == 2:
-            first, upto, sure = low2, end2, True
+            first, upto = low2, end2
             if moved:
-                if raises:
-                    invalidated(s, t, addr, addr + moved, _UNMAP, op)
                 am.move_pages(s, addr, arg, moved)
         if first < upto:
             if op != _VMA:
-                if raises and (sure or am.first_vma(s, first, upto) != NONE):
-                    invalidated(s, t, first, upto, _UNMAP, op)
-                pages_in, _ = am.sweep(s, first, upto, IN | WRITABLE)
+                pages_in, _ = am.sweep(s, first, upto, IN)
                 state[PAGES_UNMAPPED] += pages_in
             am.cut(s, first, upto, op != _VMA)
     if low < high:
@@ -326,7 +292,7 @@ def run(s, t, times, ops, addrs, sizes, args, auxs):  # type: ignore[no-untyped-
             state[am.BLOCKS] + blocks > len(s.pages)
             or ordered.lacks(s.blocks, blocks)
             or ordered.lacks(s.vmas, am.VMAS_PER_ROW)
-            or ordered.lacks(t.hot, HOT_PER_ROW + (state[am.VMAS] if op == _FORK else 0))
+            or ordered.lacks(t.hot, 1)
         ):
             return NO_ROOM
         state[NOW] = now
@@ -334,8 +300,7 @@ def run(s, t, times, ops, addrs, sizes, args, auxs):  # type: ignore[no-untyped-
         if op in (_FAULT, _ACCESS):
             touched(s, t, op, addrs[at], args[at] & (PF_WRITE if op == _FAULT else 1))
         elif op == _INVALIDATE:
-            if not numbers[RAISES]:
-                invalidated(s, t, addrs[at], addrs[at] + sizes[at], args[at], auxs[at])
+            invalidated(s, t, addrs[at], addrs[at] + sizes[at], args[at], auxs[at])
         else:
             made, gone = state[am.MADE], state[am.GONE]
             call(s, t, op, addrs[at], sizes[at], args[at], auxs[at])
