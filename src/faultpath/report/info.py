@@ -147,7 +147,7 @@ def _sentences(found: dict[str, Any], page: int, source: str, raw: bool) -> list
         lines.append(
             f"{plural(all_['count'], 'invalidation', raw)}{how}: {number(all_['useful'], raw)} "
             f"meet a page that was touched since its last one; the other "
-            f"{percent(all_['count'] - all_['useful'], all_['count'])} call a driver for nothing, whatever its design."
+            f"{percent(all_['count'] - all_['useful'], all_['count'])} call a driver for nothing."
         )
     needed = sum(kind["vmas_touched"] for kind in found["kinds"])
     blocks = {b["bytes"]: b for b in found["blocks"]}

@@ -30,8 +30,7 @@ def trace_info(
     """Read the whole trace and count.
 
     Counts are by lower-case name of the operation or event; ``processes`` are those with rows or a name, by pid, each
-    with its rows. ``address_space`` is the summary of one process (:mod:`faultpath.trace.summary`), None if no process
-    has a page fault or a device access.
+    with its rows. ``address_space`` is the summary of one process (:mod:`faultpath.trace.summary`), None without rows.
 
     :param name: what to call it, by default the file's name
     :param pid: the process, by default the one with most page faults
@@ -57,8 +56,8 @@ def trace_info(
     found = survey(trace, count)
     first, last = times or (None, None)
     address_space = None
-    if pid is not None or any(p.faults + p.accesses for p in found.processes.values()):
-        process = found.choose(pid, name)
+    if found.processes:
+        process = found.busiest()[0] if pid is None else found.choose(pid, name)
         progress(f"{name}: count", 0, process.rows)
         from faultpath.trace.summary import summary  # here: it brings numba, which the rest does not need
 

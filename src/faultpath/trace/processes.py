@@ -48,8 +48,8 @@ class Survey:
     processes: dict[int, Process] = field(default_factory=dict)
 
     def busiest(self) -> list[Process]:
-        """Those with most page faults and device accesses first, then by pid."""
-        return sorted(self.processes.values(), key=lambda p: (-p.faults - p.accesses, p.pid))
+        """Those with most page faults and device accesses first, then most rows, then by pid."""
+        return sorted(self.processes.values(), key=lambda p: (-p.faults - p.accesses, -p.rows, p.pid))
 
     def choose(self, pid: int | None, where: str) -> Process:
         """The process asked for; by default the busiest."""
@@ -60,7 +60,9 @@ class Survey:
                 raise FaultpathError(f"no process {pid}", where, f"choose one it has: {known}")
             return self.processes[pid]
         if not busy or not busy[0].faults + busy[0].accesses:
-            raise FaultpathError("no page fault and no device access", where, "record the program while it runs")
+            raise FaultpathError(
+                "no page fault and no device access", where, "record page faults too, as faultpath record does"
+            )
         return busy[0]
 
 

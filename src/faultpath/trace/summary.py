@@ -2,7 +2,8 @@
 
 *Touched* is a page that the process faulted in and that no call has taken away since. An invalidation is *useful* if a
 page in its range was touched after the last invalidation of that page: a device that follows the process's faults
-(``compare --accesses touched``) has it mapped then. What is not useful calls a driver for nothing, whatever its design.
+(``compare --accesses touched``) has it mapped then. What is not useful calls a driver for nothing, unless it unmaps
+more than it is told to.
 """
 
 from __future__ import annotations

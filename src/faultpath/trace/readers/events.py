@@ -70,7 +70,10 @@ def missing(names: set[str], snapshots: bool, seen: bool = False, clone3_flags: 
     if calls:
         said.append(f"System calls {', '.join(calls)}: their events were not {reason}.")
     if TAP not in names:
-        said.append(f"Notifier invalidations: {TAP} was not {reason}; they are derived from the system calls.")
+        said.append(
+            f"Notifier invalidations: {TAP} was not {reason}, or told nothing, as without a KVM descriptor; they are"
+            " derived from the calls and faults."
+        )
     else:
         said.append(
             "Invalidations of a process that holds no KVM descriptor: the kernel reports only those of one that does."

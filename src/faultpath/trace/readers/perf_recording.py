@@ -35,7 +35,8 @@ class PerfRecording:
 
     def meta(self) -> TraceMeta:
         recording, header = self.recording, self.recording.header
-        said = missing(self.names, snapshots=bool(self.snapshots))
+        names = self.names if self.maker.tapped else self.names - {TAP}
+        said = missing(names, snapshots=bool(self.snapshots))
         if not recording.finished:
             said.append("Perhaps the end: the recording does not end with a finished round, as when perf is killed.")
         return TraceMeta(
@@ -47,7 +48,7 @@ class PerfRecording:
             clock=header.clock,
             lost_events=recording.lost_events,
             lost_samples=recording.lost_samples,
-            invalidations_from="tap" if TAP in self.names else "model",
+            invalidations_from="tap" if TAP in names else "model",
             missing=said,
             dropped={**recording.dropped, **self.maker.dropped},
             processes=processes(self.maker.parents(), {pid: comm for pid, (_, comm) in recording.comms.items()}),

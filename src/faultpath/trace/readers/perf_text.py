@@ -112,7 +112,8 @@ class PerfText:
 
     def _used(self) -> set[str]:
         recorded = self.recorded or self.seen
-        return {name for name in self.names.values() if name in recorded and usable(name, recorded)}
+        used = {name for name in self.names.values() if name in recorded and usable(name, recorded)}
+        return used if self.maker.tapped else used - {TAP}
 
     def _missing(self) -> list[str]:
         state = self.state

@@ -345,6 +345,7 @@ class RowMaker:
         self.threads, self.processes = np.zeros((64, T_WIDTH), np.int64), np.zeros((64, P_WIDTH), np.int64)
         self.counts = np.zeros(D_SIZE, np.int64)
         self.state = np.zeros(5, np.int64)
+        self.tapped = False  # whether the tap has told anything: without a KVM descriptor it tells nothing
         self.state[[S_THREADS, S_PROCESSES]] = 1
 
     def rows(self, events: np.ndarray) -> Columns:
@@ -363,6 +364,7 @@ class RowMaker:
             )  # fmt: skip
             at = int(self.state[S_AT])
             pieces.append({name: column[: self.state[S_ROWS]] for name, column in columns.items()})
+            self.tapped = self.tapped or bool((pieces[-1]["op"] == Op.INVALIDATE).any())
             if status == GROW:
                 self.threads = np.concatenate([self.threads, np.zeros_like(self.threads)])
                 self.processes = np.concatenate([self.processes, np.zeros_like(self.processes)])
