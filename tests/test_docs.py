@@ -69,3 +69,14 @@ def test_the_cost_of_nouveau_v6_fixed_is_what_the_command_prints():
     command = [sys.executable, "benchmarks/fixes.py"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() in (ROOT / "docs" / "nouveau-v6.md").read_text()
+
+
+def test_the_agreement_in_the_documents_is_what_the_command_prints():
+    document = (ROOT / "docs" / "cpu-side.md").read_text()
+    shown = re.search(r"\$ faultpath agreement recordings/\*\.trace\n(.*?)```", document, re.DOTALL)
+    assert shown
+    recordings = sorted(map(str, (ROOT / "recordings").glob("*.trace")))
+    command = [sys.executable, "-m", "faultpath", "agreement", *recordings]
+    wide = {**os.environ, "COLUMNS": "100"}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=wide).stdout
+    assert [line.rstrip() for line in printed.strip("\n").splitlines()] == shown[1].rstrip().splitlines()

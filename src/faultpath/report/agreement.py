@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from faultpath.agreement import OUTSIDE
 from faultpath.report.units import number
 
 
@@ -29,6 +30,5 @@ def agreed(document: dict[str, Any]) -> None:
     for trace in document["traces"]:
         for what, said in (("missed", "seen and not derived"), ("extra", "derived and not seen")):
             for row in trace[what]:
-                console.print(
-                    f"{trace['name']}: {number(row['count'])} {row['event']} {said}, in {row['within']}", soft_wrap=True
-                )
+                where = row["within"] if row["within"] == OUTSIDE else f"in {row['within']}"
+                console.print(f"{trace['name']}: {number(row['count'])} {row['event']} {said}, {where}", soft_wrap=True)
