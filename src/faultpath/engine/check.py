@@ -38,6 +38,7 @@ from faultpath.errors import FaultpathError
 from faultpath.kernel import debug
 from faultpath.kernel.invariants import check_final, check_state
 from faultpath.kernel.mirror import attach
+from faultpath.kernel.mm import one_leaf
 from faultpath.kernel.mm.fork import mm_init
 from faultpath.kernel.mm.raising import RAISES_ALL
 from faultpath.kernel.mm.versions import LINUX_6_18
@@ -161,7 +162,9 @@ class Check:
         self.page_symmetry = page_symmetry
         self.timeouts = timeouts
         self.memory = memory
-        self.replacements = [*replacements, *(debug.PAGES_BY_PLACE if page_symmetry else [])]
+        others = {source.replaces for source in replacements}
+        never = [source for source in one_leaf.NEVER if source.replaces not in others]
+        self.replacements = [*replacements, *never, *(debug.PAGES_BY_PLACE if page_symmetry else [])]
         self.calls = list(scenario.threads)
         self._set_up(list(values))
 

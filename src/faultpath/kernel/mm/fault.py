@@ -125,21 +125,29 @@ def map_file_page(mm: Mm, vma: Vma, page: int) -> None:
 
 
 @protocol
+def read_from_file(mm: Mm, vma: Vma, page: int, write: int, file: File) -> int:
+    """do_fault_around() and __do_fault(): the page is in the cache afterwards; -EFAULT beyond the file's end."""
+    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    if not write:
+        filemap_map_pages(mm, vma, page, file)
+        if pt_get(mm.pt, page):
+            return 0
+    if offset >= file.size:
+        pt_alloc(mm.pt, page)  # it had got that far
+        return -EFAULT
+    pt_set(file.cache, offset << PAGE_SHIFT, VALID)
+    return 0
+
+
+@protocol
 def do_fault(mm: Mm, vma: Vma, page: int, write: int) -> int:
     """do_fault(), Linux 6.1, of a file in memory (shmem); -EFAULT beyond its end (SIGBUS)."""
     if write and vma.flags & MAP_PRIVATE:
         anon_vma_prepare(mm, vma)
     if not vma.file & UNKNOWN:
-        file = File(vma.file)
-        offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
-        if not write:
-            filemap_map_pages(mm, vma, page, file)
-            if pt_get(mm.pt, page):
-                return 0
-        if offset >= file.size:
-            pt_alloc(mm.pt, page)  # it had got that far
-            return -EFAULT
-        pt_set(file.cache, offset << PAGE_SHIFT, VALID)
+        ret = read_from_file(mm, vma, page, write, File(vma.file))
+        if ret or pt_get(mm.pt, page):
+            return ret
     if write and vma.flags & MAP_PRIVATE:
         pt_cmpxchg(mm.pt, page, 0, new_anon_page(mm, page) | WRITE)
     else:

@@ -45,12 +45,8 @@ MADV_DONTNEED_LOCKED = 24
 
 
 @protocol
-def mapped_elsewhere(mm: Mm, vma: Vma, page: int, pte: int) -> int:
-    """folio_maybe_mapped_shared(): whether a page of a file is mapped at another place, or by a child."""
-    if not pte & EXCLUSIVE and shared_with_a_child(mm, pte):
-        return 1
-    if vma.file & UNKNOWN:
-        return 0
+def mapped_in_i_mmap(mm: Mm, vma: Vma, page: int) -> int:
+    """Whether a page of a known file is mapped at another place."""
     offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
     other = next_mapping(mm, vma.file, -1, 0)
     while other:
@@ -61,6 +57,16 @@ def mapped_elsewhere(mm: Mm, vma: Vma, page: int, pte: int) -> int:
                 return 1
         other = next_mapping(mm, vma.file, other.pgoff, other.linked)
     return 0
+
+
+@protocol
+def mapped_elsewhere(mm: Mm, vma: Vma, page: int, pte: int) -> int:
+    """folio_maybe_mapped_shared(): whether a page of a file is mapped at another place, or by a child."""
+    if not pte & EXCLUSIVE and shared_with_a_child(mm, pte):
+        return 1
+    if vma.file & UNKNOWN:
+        return 0
+    return mapped_in_i_mmap(mm, vma, page)
 
 
 @protocol

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faultpath.kernel.errno import EFAULT
 from faultpath.kernel.mm.mmap import do_vmi_align_munmap, do_vmi_munmap, mmap_unlock
-from faultpath.kernel.mm.raising import RAISES_CALLS, UNMAP, raise_end, raise_start
+from faultpath.kernel.mm.raising import RAISES_ALL, RAISES_CALLS, UNMAP, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_12, LINUX_6_18
 from faultpath.kernel.mm.vma import (
     PMD_SIZE,
@@ -64,7 +64,7 @@ def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int,
         raise_end(range)
         if not flags & MREMAP_DONTUNMAP:
             do_vmi_align_munmap(mm, old, old + old_size, 0)
-        elif vma.start == old and vma.last + 1 == old + old_size:
+        elif vma.start == old and vma.last + 1 == old + old_size and mm.raises != RAISES_ALL:
             vma.anon_vma = 0  # unlink_anon_vmas(): its pages are all gone
 
 
@@ -99,38 +99,35 @@ def remap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) 
 
 
 @protocol
-def remap_move(mm: Mm, old: int, size: int, new: int, flags: int) -> int:
-    """remap_move(), Linux 6.17: what a move to a given place meets goes VMA by VMA, gaps included."""
-    end = old + size
-    vma = vma_at(mm, old)
-    if not vma:
-        return -EFAULT
-    at = old
-    while vma and at < end and vma.start < end:
-        at = max(at, vma.start)
-        part = min(vma.last + 1, end) - at
-        remap(mm, at, part, new + (at - old), part, flags)
-        at += part
-        vma = next_vma(mm, at)
-    return 0
-
-
-@protocol
 def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
     """mremap(), Linux 6.18: shrink, grow or move, under mmap_lock for writing.
+
+    What only moves, to a given place, goes VMA by VMA since 6.17, gaps included (remap_move()).
 
     :param new: where it is afterwards
     :returns: 0, or -EFAULT where nothing is mapped, or the part of more than one VMA is not just moved
     """
     ret = 0
     downgraded = 0
+    vma_by_vma = 0
+    if mm.version >= LINUX_6_18 and flags & MREMAP_FIXED and new != old and new_size == old_size:
+        vma_by_vma = 1
+    at = old
+    end = old + max(old_size, 1)
     down_write(mm.mmap_lock)
     vma = vma_at(mm, old)
-    if mm.version >= LINUX_6_18 and flags & MREMAP_FIXED and new != old and new_size == old_size:
-        ret = remap_move(mm, old, old_size, new, flags)
-    elif not vma or old + min(old_size, new_size) > vma.last + 1:
+    if not vma or (not vma_by_vma and old + min(old_size, new_size) > vma.last + 1):
         ret = -EFAULT
-    else:
-        downgraded = remap(mm, old, old_size, new, new_size, flags)
+        at = end
+    while at < end and vma and vma.start < end:
+        at = max(at, vma.start)
+        part = old_size
+        to_size = new_size
+        if vma_by_vma:
+            part = min(vma.last + 1, end) - at
+            to_size = part
+        downgraded = remap(mm, at, part, new + (at - old), to_size, flags)
+        at += max(part, 1)
+        vma = next_vma(mm, at)
     mmap_unlock(mm, downgraded)
     return ret
