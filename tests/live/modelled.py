@@ -10,6 +10,7 @@ from faultpath.engine.world import Words
 from faultpath.kernel.mm.fault import File, mm_cpu_fault
 from faultpath.kernel.mm.files import mm_ftruncate, punch_hole
 from faultpath.kernel.mm.fork import mm_child_ends, mm_fork, mm_init
+from faultpath.kernel.mm.huge import TRANSPARENT_HUGEPAGE
 from faultpath.kernel.mm.madvise import mm_madvise
 from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
 from faultpath.kernel.mm.mprotect import mm_mprotect
@@ -81,7 +82,7 @@ ROOTS = [
 
 @functools.cache
 def native(replacements: tuple[Source, ...]) -> Native:
-    return Native(Program(ROOTS, [tap_ops], replacements))
+    return Native(Program(ROOTS, [tap_ops], [*TRANSPARENT_HUGEPAGE, *replacements]))
 
 
 @functools.cache

@@ -148,6 +148,12 @@ def do_fault(mm: Mm, vma: Vma, page: int, write: int) -> int:
 
 
 @protocol
+def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
+    """Without huge pages: nothing is done, all is left to do. huge.py's takes its place where there are some."""
+    return 0
+
+
+@protocol
 def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     """handle_mm_fault() and handle_pte_fault(), Linux 6.1, where the VMA allows the access; mmap_lock is held.
 
@@ -157,6 +163,8 @@ def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     :param since: from which ``mm.raises`` on a broken copy-on-write raises its CLEAR
     :returns: 0, or -EFAULT
     """
+    if huge_fault(mm, vma, page, write, since):
+        return 0
     pte = pt_get(mm.pt, page)
     if not pte & VALID:
         if vma.file:

@@ -40,8 +40,10 @@ MADV_DONTDUMP = 16
 MADV_DODUMP = 17
 MADV_WIPEONFORK = 18
 MADV_KEEPONFORK = 19
+MADV_COLD = 20
 MADV_PAGEOUT = 21
 MADV_DONTNEED_LOCKED = 24
+MADV_COLLAPSE = 25
 
 
 @protocol
@@ -75,19 +77,44 @@ def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
 
 
 @protocol
+def madvise_dontneed(mm: Mm, start: int, end: int) -> None:
+    """madvise_dontneed_single_vma(). Where there are huge pages, huge.py's takes its place, as with the two below."""
+    zap_range(mm, start, end, CLEAR)
+
+
+@protocol
+def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
+    """What an advice for a part of a large folio does to it: there are none."""
+
+
+@protocol
+def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
+    """madvise_collapse() without CONFIG_TRANSPARENT_HUGEPAGE."""
+    return -EINVAL
+
+
+@protocol
 def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
     """madvise_vma_behavior(), Linux 6.18: what one advice does to a part of one VMA."""
     flags = vma.flags
     if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED:
-        zap_range(mm, start, end, CLEAR)
+        madvise_dontneed(mm, start, end)
+        return 0
+    if advice == MADV_COLLAPSE:
+        return madvise_collapse(mm, vma, start, end)
+    if advice == MADV_COLD:
+        split_folios(mm, vma, start, end, advice)
         return 0
     if advice == MADV_PAGEOUT:
+        split_folios(mm, vma, start, end, advice)
         madvise_pageout(mm, vma, start, end)
         return 0
     if advice == MADV_FREE:
         if vma.file:
             return -EINVAL
-        raise_end(raise_start(mm, start, end, CLEAR, RAISES_CALLS))
+        range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
+        split_folios(mm, vma, start, end, advice)
+        raise_end(range)
         return 0
     if advice == MADV_DONTFORK:
         flags = flags | DONTCOPY
