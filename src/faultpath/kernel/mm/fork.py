@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.mm.fault import BIRTH_SHIFT, EXCLUSIVE, MAX_FORKS
+from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, MAX_FORKS
 from faultpath.kernel.mm.mmap import exit_mmap
 from faultpath.kernel.mm.raising import PROTECTION_PAGE, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.vma import DONTCOPY, MAP_PRIVATE, WIPEONFORK, next_vma
@@ -17,7 +17,7 @@ from faultpath.kernel.primitives.locks import (
     refcount_set,
     up_write,
 )
-from faultpath.kernel.primitives.pagetable import pt_fork, pt_init
+from faultpath.kernel.primitives.pagetable import pt_add_bits, pt_fork, pt_init
 from faultpath.protocol.language import protocol
 
 
@@ -55,10 +55,13 @@ def mm_fork(mm: Mm) -> int:
         mm.forks = 0
     vma = next_vma(mm, 0)
     while vma:
-        if vma.flags & MAP_PRIVATE and vma.anon_vma and not vma.flags & (DONTCOPY | WIPEONFORK):
-            range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
-            pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (15 << BIRTH_SHIFT if first else 0))
-            raise_end(range)
+        if vma.flags & MAP_PRIVATE and vma.anon_vma:
+            if not vma.flags & (DONTCOPY | WIPEONFORK):
+                range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
+                pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (15 << BIRTH_SHIFT if first else 0))
+                raise_end(range)
+            elif first:  # whoever else had its pages is gone
+                pt_add_bits(mm.pt, vma.start, vma.last + 1, ANON, EXCLUSIVE)
         vma = next_vma(mm, vma.last + 1)
     mm.forks = min(mm.forks + 1, MAX_FORKS)
     child = mm.forks

@@ -19,6 +19,7 @@ from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_st
 from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mm.vma import HUGEPAGE, NOHUGEPAGE, PMD_SIZE, Vma, anon_vma_prepare, next_vma, vma_at
 from faultpath.kernel.mmu_notifier import Mm
+from faultpath.kernel.primitives.itree import itree_insert
 from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import (
     DEVICE_BITS,
@@ -28,6 +29,7 @@ from faultpath.kernel.primitives.pagetable import (
     VALID,
     WRITE,
     new_frame,
+    pt_add_bits,
     pt_clear,
     pt_get,
     pt_move,
@@ -36,9 +38,9 @@ from faultpath.kernel.primitives.pagetable import (
 )
 from faultpath.kernel.primitives.pmd import (
     FRAME_BITS,
-    pt_add_bits,
     pt_batch,
     pt_count,
+    pt_find,
     pt_has_leaf,
     pt_is_huge,
     pt_next_huge,
@@ -121,7 +123,7 @@ def do_huge_pmd_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> in
             raise_end(range)
             return 1
     elif pte & EXCLUSIVE or not shared_with_a_child(mm, pte):
-        pt_add_bits(mm.pt, block, block + PMD_SIZE, WRITE | EXCLUSIVE)
+        pt_add_bits(mm.pt, block, block + PMD_SIZE, 0, WRITE | EXCLUSIVE)
         return 1
     split_huge_pmd(mm, block, since)
     return 0
@@ -144,6 +146,10 @@ def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
 @protocol
 def maybe_mapped_shared(mm: Mm, pte: int) -> int:
     """folio_maybe_mapped_shared(): whether a child that lives has an anonymous page, or another of its folio."""
+    if pte & LARGE == LARGE:
+        pte = pt_find(mm.pt, 0, mm.task_size, pte & ~EXCLUSIVE, SAME_FOLIO | EXCLUSIVE)
+        if not pte:
+            return 0
     return not pte & EXCLUSIVE and mm.children >> ((pte >> BIRTH_SHIFT & MAX_BIRTH) + 1) != 0
 
 
@@ -200,14 +206,22 @@ def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
     pt_move(mm.pt, old, new, size)
 
 
+@protocol(replaces=vmas.link_vma)
+def link_vma(mm: Mm, vma: Vma) -> None:
+    """vma_link(): among the VMAs, and among its file's or its anon_vma's."""
+    mm.mappings += 1
+    vma.linked = mm.mappings
+    itree_insert(mm.vmas, vma)
+
+
 @protocol
-def next_in_anon_vma(mm: Mm, anon_vma: int, pgoff: int, start: int) -> Vma:
-    """anon_vma_interval_tree_foreach(): what follows in its order, which is by offset."""
+def next_in_anon_vma(mm: Mm, anon_vma: int, pgoff: int, linked: int) -> Vma:
+    """anon_vma_interval_tree_foreach(): what follows in its order, which is i_mmap's."""
     found = Vma(NULL)
     vma = next_vma(mm, 0)
     while vma:
-        after = vma.pgoff > pgoff or (vma.pgoff == pgoff and vma.start > start)
-        before = not found or vma.pgoff < found.pgoff or (vma.pgoff == found.pgoff and vma.start < found.start)
+        after = vma.pgoff > pgoff or (vma.pgoff == pgoff and vma.linked > linked)
+        before = not found or vma.pgoff < found.pgoff or (vma.pgoff == found.pgoff and vma.linked < found.linked)
         if vma.anon_vma == anon_vma and after and before:
             found = vma
         vma = next_vma(mm, vma.last + 1)
@@ -216,7 +230,7 @@ def next_in_anon_vma(mm: Mm, anon_vma: int, pgoff: int, start: int) -> Vma:
 
 @protocol
 def split_folio(mm: Mm, vma: Vma, page: int) -> None:
-    """split_folio() and unmap_folio(), Linux 6.18: CLEAR from every VMA that may map a part of the folio.
+    """split_folio() and unmap_folio(), Linux 6.18: CLEAR from every VMA that may map a part of it, while one does.
 
     Pages that are all zeroes are the zero page afterwards (try_to_map_unused_to_zeropage(), Linux 6.12).
     """
@@ -229,7 +243,7 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
     anon_vma = vma.anon_vma
     zero = new_frame(page) | VALID | ZERO
     vma = next_in_anon_vma(mm, anon_vma, -1, 0)
-    while vma:
+    while vma and pt_find(mm.pt, 0, mm.task_size, pte, SAME_FOLIO):
         low = max(index, vma.pgoff)
         high = min(index + FOLIO_PAGES, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
         if low < high:
@@ -240,7 +254,7 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
             pt_rewrite(mm.pt, start, end, pte & ~DATA, SAME_FOLIO | DATA, zero, 0)
             pt_rewrite(mm.pt, start, end, pte | DATA, SAME_FOLIO | DATA, ANON, ~(LARGE | DATA))
             raise_end(range)
-        vma = next_in_anon_vma(mm, anon_vma, vma.pgoff, vma.start)
+        vma = next_in_anon_vma(mm, anon_vma, vma.pgoff, vma.linked)
 
 
 @protocol(replaces=madvise.split_folios)
@@ -301,5 +315,6 @@ def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
 
 
 TRANSPARENT_HUGEPAGE = [
-    huge_fault, shared_with_a_child, split_huge_pmd, madvise_dontneed, move_page_tables, split_folios, madvise_collapse,
+    huge_fault, shared_with_a_child, link_vma, split_huge_pmd, madvise_dontneed, move_page_tables, split_folios,
+    madvise_collapse,
 ]  # fmt: skip

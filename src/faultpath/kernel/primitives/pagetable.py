@@ -218,8 +218,8 @@ def pt_fork(w: Words, pt: PageTable, start: int, end: int, bits: int) -> int:
 
 
 @primitive
-def pt_upgrade(w: Words, pt: PageTable, start: int, end: int, needed: int) -> int:
-    """Give WRITE to every valid entry in ``[start, end)`` that has the bits ``needed``; how many there are."""
+def pt_add_bits(w: Words, pt: PageTable, start: int, end: int, needed: int, bits: int) -> int:
+    """Give ``bits`` to every valid entry in ``[start, end)`` that has the bits ``needed``; how many had not got them."""
     leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
     limit = min(end, w[pt + 3])
     given = 0
@@ -228,8 +228,8 @@ def pt_upgrade(w: Words, pt: PageTable, start: int, end: int, needed: int) -> in
             start += leaf_bytes - (start - w[pt + 2]) % leaf_bytes
             continue
         entry = get(w, pt, start)
-        if entry & VALID and entry & needed == needed and entry & WRITE == 0:
-            put(w, pt, start, entry | WRITE)
+        if entry & VALID and entry & needed == needed and entry & bits != bits:
+            put(w, pt, start, entry | bits)
             given += 1
         start += PAGE_SIZE
     return given

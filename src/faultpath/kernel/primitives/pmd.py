@@ -6,7 +6,7 @@ one frame, so that whoever looks at one page need not know. Only in a tree of Li
 
 from __future__ import annotations
 
-from faultpath.engine.world import LEAF_BITS, Words
+from faultpath.engine.world import DIR_BITS, LEAF_BITS, Words
 from faultpath.kernel.primitives.debug import table_changes
 from faultpath.kernel.primitives.heap import give_back
 from faultpath.kernel.primitives.pagetable import (
@@ -15,7 +15,6 @@ from faultpath.kernel.primitives.pagetable import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PER_WORD,
-    VALID,
     get,
     leaf_link,
     leaf_of,
@@ -32,6 +31,23 @@ FRAME_BITS = DEVICE_BITS & -(1 << FRAME_SHIFT)
 def leaf_at(w: Words, pt: int, addr: int) -> int:
     """The leaf of an address, or 0."""
     return leaf_of(w, pt, (addr - w[pt + 2]) >> PAGE_SHIFT, False)
+
+
+@helper
+def next_leaf(w: Words, pt: int, addr: int, end: int) -> int:
+    """The lowest address from ``addr`` on, below ``end``, that has a leaf, or ``end``; absent tables are stepped over."""
+    while addr < end:
+        node = w[pt]
+        level = w[pt + 1]
+        page = (addr - w[pt + 2]) >> PAGE_SHIFT
+        while node and level > 0:
+            level -= 1
+            node = w[node + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))]
+        if node:
+            return addr
+        span = w[LEAF_BITS] + level * w[DIR_BITS]
+        addr = w[pt + 2] + (((page >> span) + 1) << (span + PAGE_SHIFT))
+    return end
 
 
 @helper
@@ -89,12 +105,11 @@ def pt_next_huge(w: Words, pt: PageTable, start: int, end: int, partial: int) ->
     :param partial: only those that stick out
     """
     size = block_size(w)
-    block = start & -size
+    block = next_leaf(w, pt, start & -size, end)
     while block < end:
-        leaf = leaf_at(w, pt, block)
-        if leaf and w[huge_word(w, leaf)] and (not partial or block < start or block + size > end):
+        if w[huge_word(w, leaf_at(w, pt, block))] and (not partial or block < start or block + size > end):
             return block
-        block += size
+        block = next_leaf(w, pt, block + size, end)
     return end
 
 
@@ -102,23 +117,13 @@ def pt_next_huge(w: Words, pt: PageTable, start: int, end: int, partial: int) ->
 def pt_reclaim(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Free the leaves that lie in ``[start, end)``, where all is cleared (zap_huge_pmd(), try_get_and_clear_pmd())."""
     size = block_size(w)
-    block = (start + size - 1) & -size
-    while block + size <= end:
-        if leaf_at(w, pt, block):
-            link = leaf_link(w, pt, block)
-            give_back(w, w[link])
-            w[link] = 0
-        block += size
-    return 0
-
-
-@primitive
-def pt_add_bits(w: Words, pt: PageTable, start: int, end: int, bits: int) -> int:
-    """Give ``bits`` to every valid entry in ``[start, end)``, which is in one leaf."""
-    for addr in range(start, end, PAGE_SIZE):
-        entry = get(w, pt, addr)
-        if entry & VALID:
-            put(w, pt, addr, entry | bits)
+    end = end & -size
+    block = next_leaf(w, pt, (start + size - 1) & -size, end)
+    while block < end:
+        link = leaf_link(w, pt, block)
+        give_back(w, w[link])
+        w[link] = 0
+        block = next_leaf(w, pt, block + size, end)
     return 0
 
 
@@ -142,30 +147,33 @@ def pt_batch(w: Words, pt: PageTable, start: int, end: int, mask: int) -> int:
 
 @primitive
 def pt_count(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: int) -> int:
-    """How many entries in ``[start, end)`` are like ``entry`` in the bits of ``mask``, which is not 0 in it."""
-    size = block_size(w)
+    """How many entries in ``[start, end)`` are like ``entry`` in the bits of ``mask``, where there is a leaf."""
     found = 0
-    addr = start
+    addr = next_leaf(w, pt, start, end)
     while addr < end:
-        if leaf_at(w, pt, addr) == 0:
-            addr = (addr & -size) + size
-            continue
         if like(w, pt, addr, entry, mask):
             found += 1
-        addr += PAGE_SIZE
+        addr = next_leaf(w, pt, addr + PAGE_SIZE, end)
     return found
 
 
 @primitive
-def pt_rewrite(w: Words, pt: PageTable, start: int, end: int, seen: int, mask: int, entry: int, keep: int) -> int:
-    """Put ``entry`` in the place of those in ``[start, end)`` that are ``seen`` in ``mask``, less their bits ``keep``."""
-    size = block_size(w)
-    addr = start
+def pt_find(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: int) -> int:
+    """The first entry in ``[start, end)`` that is like ``entry`` in the bits of ``mask``; 0 if there is none."""
+    addr = next_leaf(w, pt, start, end)
     while addr < end:
-        if leaf_at(w, pt, addr) == 0:
-            addr = (addr & -size) + size
-            continue
+        if like(w, pt, addr, entry, mask):
+            return get(w, pt, addr)
+        addr = next_leaf(w, pt, addr + PAGE_SIZE, end)
+    return 0
+
+
+@primitive
+def pt_rewrite(w: Words, pt: PageTable, start: int, end: int, seen: int, mask: int, entry: int, keep: int) -> int:
+    """Put ``entry`` in the place of those in ``[start, end)`` that are ``seen`` in ``mask``, with their bits ``keep``."""
+    addr = next_leaf(w, pt, start, end)
+    while addr < end:
         if like(w, pt, addr, seen, mask):
             put(w, pt, addr, entry | get(w, pt, addr) & keep)
-        addr += PAGE_SIZE
+        addr = next_leaf(w, pt, addr + PAGE_SIZE, end)
     return 0
