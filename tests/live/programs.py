@@ -132,7 +132,8 @@ class Dense:
         self.program: list[Call | None] = []
 
     def draw(self) -> list[Call]:
-        self.mmap(self.random.choice([0, 0, PAGE, 5 * PAGE]), BLOCKS * PMD)
+        start = self.random.choice([0, 0, 0, PAGE, 5 * PAGE])
+        self.program.append(("mmap", start, BLOCKS * PMD, READ_WRITE, self.random.choice(PRIVATE_MEMORY), 0, 0))
         for _ in range(self.random.randint(0, 2)):
             self.mmap(*self.place())
         if self.huge:

@@ -45,6 +45,7 @@ EXCLUSIVE = 1 << 9
 ZERO = 1 << 10
 BIRTH_SHIFT = 11
 MAX_FORKS = 14  # later forks count as the last
+NO_BIRTH = 15  # no fork that counts came after: no child has it
 
 STACK_LIMIT = 8 << 20  # RLIMIT_STACK's usual soft limit: how far a stack VMA may grow
 STACK_GUARD_GAP = 256 * PAGE_SIZE

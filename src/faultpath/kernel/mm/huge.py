@@ -13,7 +13,7 @@ from __future__ import annotations
 from faultpath.kernel.errno import EINVAL
 from faultpath.kernel.mm import fault, madvise, mremap
 from faultpath.kernel.mm import vma as vmas
-from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, ZERO, new_anon_page
+from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, NO_BIRTH, ZERO, new_anon_page
 from faultpath.kernel.mm.madvise import MADV_PAGEOUT
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_18
@@ -40,14 +40,15 @@ from faultpath.kernel.primitives.pmd import (
     FRAME_BITS,
     pt_batch,
     pt_count,
-    pt_find,
     pt_has_leaf,
     pt_is_huge,
+    pt_least,
     pt_next_huge,
     pt_reclaim,
     pt_rewrite,
     pt_set_huge,
     pt_split_huge,
+    pt_was_huge,
 )
 from faultpath.protocol.language import NULL, protocol
 
@@ -55,7 +56,6 @@ LARGE = ANON | ZERO  # both: a page of a folio of 2 MiB
 DATA = 1 << 15  # of such a page: it was written
 SAME_FOLIO = LARGE | FRAME_BITS
 FOLIO_PAGES = 512
-MAX_BIRTH = 15
 
 
 @protocol
@@ -147,10 +147,10 @@ def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
 def maybe_mapped_shared(mm: Mm, pte: int) -> int:
     """folio_maybe_mapped_shared(): whether a child that lives has an anonymous page, or another of its folio."""
     if pte & LARGE == LARGE:
-        pte = pt_find(mm.pt, 0, mm.task_size, pte & ~EXCLUSIVE, SAME_FOLIO | EXCLUSIVE)
+        pte = pt_least(mm.pt, 0, mm.task_size, pte & ~EXCLUSIVE, SAME_FOLIO | EXCLUSIVE, NO_BIRTH << BIRTH_SHIFT)
         if not pte:
             return 0
-    return not pte & EXCLUSIVE and mm.children >> ((pte >> BIRTH_SHIFT & MAX_BIRTH) + 1) != 0
+    return not pte & EXCLUSIVE and mm.children >> ((pte >> BIRTH_SHIFT & NO_BIRTH) + 1) != 0
 
 
 @protocol(replaces=fault.shared_with_a_child)
@@ -236,14 +236,14 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
     """
     pte = pt_get(mm.pt, page)
     index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
-    if pt_is_huge(mm.pt, page):
+    if pt_is_huge(mm.pt, page) or pt_was_huge(mm.pt, page):
         index -= (page >> PAGE_SHIFT) & (FOLIO_PAGES - 1)
-    else:
+    else:  # it has been moved here
         index = index & -FOLIO_PAGES
     anon_vma = vma.anon_vma
     zero = new_frame(page) | VALID | ZERO
     vma = next_in_anon_vma(mm, anon_vma, -1, 0)
-    while vma and pt_find(mm.pt, 0, mm.task_size, pte, SAME_FOLIO):
+    while vma and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO):
         low = max(index, vma.pgoff)
         high = min(index + FOLIO_PAGES, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
         if low < high:

@@ -1,7 +1,8 @@
 """Page tables with huge pages: a leaf whose pages one PMD entry maps, and large folios, of which PTEs map the pages.
 
-A leaf has a word behind its entries that says whether it stands for a huge PMD; its entries are there as well, all of
-one frame, so that whoever looks at one page need not know. Only in a tree of Linux's shape.
+A leaf has a word behind its entries that says whether it stands for a huge PMD (HUGE), or for one that was split
+(SPLIT); its entries are there as well, all of one frame, so that whoever looks at one page need not know. Only in a tree
+of Linux's shape.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from faultpath.kernel.primitives.pagetable import (
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import PageTable
 
+HUGE = 1
+SPLIT = 2
 FRAME_BITS = DEVICE_BITS & -(1 << FRAME_SHIFT)
 
 
@@ -52,7 +55,7 @@ def next_leaf(w: Words, pt: int, addr: int, end: int) -> int:
 
 @helper
 def huge_word(w: Words, leaf: int) -> int:
-    """Where a leaf says that it stands for a huge PMD; sizes are rounded up, so that there is room for it."""
+    """Where a leaf says that it stands for a huge PMD; sizes of objects are rounded up, so that there is room for it."""
     return leaf + 1 + ((1 << w[LEAF_BITS]) >> PER_WORD)
 
 
@@ -72,7 +75,14 @@ def pt_has_leaf(w: Words, pt: PageTable, addr: int) -> int:
 def pt_is_huge(w: Words, pt: PageTable, addr: int) -> int:
     """Whether an address is mapped by a huge PMD (pmd_trans_huge())."""
     leaf = leaf_at(w, pt, addr)
-    return 1 if leaf and w[huge_word(w, leaf)] else 0
+    return 1 if leaf and w[huge_word(w, leaf)] == HUGE else 0
+
+
+@primitive
+def pt_was_huge(w: Words, pt: PageTable, addr: int) -> int:
+    """Whether there was a huge PMD once where there are PTEs now: a folio that is there began with that block."""
+    leaf = leaf_at(w, pt, addr)
+    return 1 if leaf and w[huge_word(w, leaf)] == SPLIT else 0
 
 
 @primitive
@@ -82,7 +92,7 @@ def pt_set_huge(w: Words, pt: PageTable, block: int, entry: int, keep: int) -> i
     link = leaf_link(w, pt, block)
     if w[link] == 0:
         w[link] = new_node(w, (1 << w[LEAF_BITS]) >> PER_WORD)
-    w[huge_word(w, w[link])] = 1
+    w[huge_word(w, w[link])] = HUGE
     for page in range(1 << w[LEAF_BITS]):
         addr = block + page * PAGE_SIZE
         put(w, pt, addr, entry | get(w, pt, addr) & keep)
@@ -93,8 +103,8 @@ def pt_set_huge(w: Words, pt: PageTable, block: int, entry: int, keep: int) -> i
 def pt_split_huge(w: Words, pt: PageTable, addr: int) -> int:
     """A huge PMD, if there is one at an address, becomes a table of PTEs (__split_huge_pmd_locked())."""
     leaf = leaf_at(w, pt, addr)
-    if leaf:
-        w[huge_word(w, leaf)] = 0
+    if leaf and w[huge_word(w, leaf)] == HUGE:
+        w[huge_word(w, leaf)] = SPLIT
     return 0
 
 
@@ -107,7 +117,7 @@ def pt_next_huge(w: Words, pt: PageTable, start: int, end: int, partial: int) ->
     size = block_size(w)
     block = next_leaf(w, pt, start & -size, end)
     while block < end:
-        if w[huge_word(w, leaf_at(w, pt, block))] and (not partial or block < start or block + size > end):
+        if w[huge_word(w, leaf_at(w, pt, block))] == HUGE and (not partial or block < start or block + size > end):
             return block
         block = next_leaf(w, pt, block + size, end)
     return end
@@ -158,14 +168,17 @@ def pt_count(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: in
 
 
 @primitive
-def pt_find(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: int) -> int:
-    """The first entry in ``[start, end)`` that is like ``entry`` in the bits of ``mask``; 0 if there is none."""
+def pt_least(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: int, order: int) -> int:
+    """Of the entries in ``[start, end)`` that are like ``entry`` in ``mask``, the least in ``order``; 0 without any."""
+    least = 0
     addr = next_leaf(w, pt, start, end)
     while addr < end:
         if like(w, pt, addr, entry, mask):
-            return get(w, pt, addr)
+            found = get(w, pt, addr)
+            if least == 0 or found & order < least & order:
+                least = found
         addr = next_leaf(w, pt, addr + PAGE_SIZE, end)
-    return 0
+    return least
 
 
 @primitive
