@@ -129,6 +129,9 @@ class Dense:
         self.random = random
         self.collapses = random.random() < 0.5  # of private memory only: files are not modelled
         self.huge = random.random() < 0.8
+        # Which child has a page is known as long as every one had all that was there; else one lives at a time.
+        self.marks = MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
+        self.alive = 0
         self.program: list[Call | None] = []
 
     def draw(self) -> list[Call]:
@@ -168,7 +171,7 @@ class Dense:
             case 1:
                 calls = [("read", self.address())]
             case 2:
-                advice = [DONTNEED] * 4 + [FREE, FREE, COLD, PAGEOUT, PAGEOUT, REMOVE, *MARKS]
+                advice = [DONTNEED] * 4 + [FREE, FREE, COLD, PAGEOUT, PAGEOUT, REMOVE, *self.marks]
                 advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:
@@ -178,8 +181,11 @@ class Dense:
             case 5:
                 calls = [self.move(*where)]
             case 6:
-                calls = [("fork",)]
+                if not self.alive or self.marks is not MARKS:
+                    self.alive += 1
+                    calls = [("fork",)]
             case 7:
+                self.alive = max(self.alive - 1, 0)
                 calls = [("ends", random.randrange(8))]
             case 8:
                 self.mmap(*where)

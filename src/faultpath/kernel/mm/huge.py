@@ -32,6 +32,7 @@ from faultpath.kernel.primitives.pagetable import (
     pt_add_bits,
     pt_clear,
     pt_get,
+    pt_init,
     pt_move,
     pt_next,
     pt_set,
@@ -48,7 +49,6 @@ from faultpath.kernel.primitives.pmd import (
     pt_rewrite,
     pt_set_huge,
     pt_split_huge,
-    pt_was_huge,
 )
 from faultpath.protocol.language import NULL, protocol
 
@@ -79,6 +79,18 @@ def mm_split_huge(mm: Mm, start: int, size: int) -> None:
     raise_end(raise_start(mm, start, start + size, CLEAR, RAISES_CALLS))
 
 
+@protocol
+def mm_init_huge(mm: Mm) -> None:
+    """An address space may have huge pages from now on."""
+    pt_init(mm.folios, 0, folio_number(FRAME_BITS) + PAGE_SIZE)
+
+
+@protocol
+def folio_number(pte: int) -> int:
+    """Where ``Mm.folios`` has the folio of a page: by its frame, of which there are few."""
+    return (pte & FRAME_BITS) << (PAGE_SHIFT - FRAME_SHIFT)
+
+
 # --- faults
 
 
@@ -86,6 +98,8 @@ def mm_split_huge(mm: Mm, start: int, size: int) -> None:
 def new_huge_page(mm: Mm, vma: Vma, block: int) -> int:
     """The entry of a new huge page's pages (map_anon_folio_pmd()): writable if the VMA is."""
     entry = new_anon_page(mm, block) | LARGE
+    index = vma.pgoff + ((block - vma.start) >> PAGE_SHIFT)
+    pt_set(mm.folios, folio_number(entry), VALID | (index & (FOLIO_PAGES - 1)) << FRAME_SHIFT)
     if vma.prot & vmas.PROT_WRITE:
         entry = entry | WRITE
     return entry
@@ -236,10 +250,8 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
     """
     pte = pt_get(mm.pt, page)
     index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
-    if pt_is_huge(mm.pt, page) or pt_was_huge(mm.pt, page):
-        index -= (page >> PAGE_SHIFT) & (FOLIO_PAGES - 1)
-    else:  # it has been moved here
-        index = index & -FOLIO_PAGES
+    begins = pt_get(mm.folios, folio_number(pte)) >> FRAME_SHIFT  # not at a multiple of 2 MiB if the VMA had been moved
+    index -= (index - begins) & (FOLIO_PAGES - 1)
     anon_vma = vma.anon_vma
     zero = new_frame(page) | VALID | ZERO
     vma = next_in_anon_vma(mm, anon_vma, -1, 0)

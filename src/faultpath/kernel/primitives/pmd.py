@@ -1,8 +1,7 @@
 """Page tables with huge pages: a leaf whose pages one PMD entry maps, and large folios, of which PTEs map the pages.
 
-A leaf has a word behind its entries that says whether it stands for a huge PMD (HUGE), or for one that was split
-(SPLIT); its entries are there as well, all of one frame, so that whoever looks at one page need not know. Only in a tree
-of Linux's shape.
+A leaf has a word behind its entries that says whether it stands for a huge PMD; its entries are there as well, all of
+one frame, so that whoever looks at one page need not know. Only in a tree of Linux's shape.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from faultpath.kernel.primitives.pagetable import (
 from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import PageTable
 
-HUGE = 1
-SPLIT = 2
 FRAME_BITS = DEVICE_BITS & -(1 << FRAME_SHIFT)
 
 
@@ -75,14 +72,7 @@ def pt_has_leaf(w: Words, pt: PageTable, addr: int) -> int:
 def pt_is_huge(w: Words, pt: PageTable, addr: int) -> int:
     """Whether an address is mapped by a huge PMD (pmd_trans_huge())."""
     leaf = leaf_at(w, pt, addr)
-    return 1 if leaf and w[huge_word(w, leaf)] == HUGE else 0
-
-
-@primitive
-def pt_was_huge(w: Words, pt: PageTable, addr: int) -> int:
-    """Whether there was a huge PMD once where there are PTEs now: a folio that is there began with that block."""
-    leaf = leaf_at(w, pt, addr)
-    return 1 if leaf and w[huge_word(w, leaf)] == SPLIT else 0
+    return 1 if leaf and w[huge_word(w, leaf)] else 0
 
 
 @primitive
@@ -92,7 +82,7 @@ def pt_set_huge(w: Words, pt: PageTable, block: int, entry: int, keep: int) -> i
     link = leaf_link(w, pt, block)
     if w[link] == 0:
         w[link] = new_node(w, (1 << w[LEAF_BITS]) >> PER_WORD)
-    w[huge_word(w, w[link])] = HUGE
+    w[huge_word(w, w[link])] = 1
     for page in range(1 << w[LEAF_BITS]):
         addr = block + page * PAGE_SIZE
         put(w, pt, addr, entry | get(w, pt, addr) & keep)
@@ -103,8 +93,8 @@ def pt_set_huge(w: Words, pt: PageTable, block: int, entry: int, keep: int) -> i
 def pt_split_huge(w: Words, pt: PageTable, addr: int) -> int:
     """A huge PMD, if there is one at an address, becomes a table of PTEs (__split_huge_pmd_locked())."""
     leaf = leaf_at(w, pt, addr)
-    if leaf and w[huge_word(w, leaf)] == HUGE:
-        w[huge_word(w, leaf)] = SPLIT
+    if leaf and w[huge_word(w, leaf)] :
+        w[huge_word(w, leaf)] = 0
     return 0
 
 
@@ -117,7 +107,7 @@ def pt_next_huge(w: Words, pt: PageTable, start: int, end: int, partial: int) ->
     size = block_size(w)
     block = next_leaf(w, pt, start & -size, end)
     while block < end:
-        if w[huge_word(w, leaf_at(w, pt, block))] == HUGE and (not partial or block < start or block + size > end):
+        if w[huge_word(w, leaf_at(w, pt, block))] and (not partial or block < start or block + size > end):
             return block
         block = next_leaf(w, pt, block + size, end)
     return end
