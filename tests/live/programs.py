@@ -107,6 +107,12 @@ def numbered(drawn: list[Call | None]) -> list[Call]:
     return program
 
 
+def alive(program: list[Call]) -> list[Call]:
+    """Without the ends of children that were not made."""
+    made = [call[1] for call in program if call[0] == "fork"]
+    return [call for call in program if call[0] != "ends" or call[1] in made]
+
+
 programs = st.lists(
     calls(
         addresses(st.integers(0, 8)), 1, KINDS, [DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, COLD, PAGEOUT, *MARKS]
@@ -132,6 +138,7 @@ class Dense:
         # Which child has a page is known as long as every one had all that was there; else one lives at a time.
         self.marks = MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
         self.alive = 0
+        self.lets_go = random.choice([FREE, PAGEOUT])  # not both: what was let go of lazily is not modelled
         self.program: list[Call | None] = []
 
     def draw(self) -> list[Call]:
@@ -171,7 +178,7 @@ class Dense:
             case 1:
                 calls = [("read", self.address())]
             case 2:
-                advice = [DONTNEED] * 4 + [FREE, FREE, COLD, PAGEOUT, PAGEOUT, REMOVE, *self.marks]
+                advice = [DONTNEED] * 4 + [self.lets_go] * 3 + [COLD, REMOVE, *self.marks]
                 advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:

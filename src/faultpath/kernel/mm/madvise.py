@@ -66,12 +66,29 @@ def mapped_elsewhere(mm: Mm, vma: Vma, page: int, pte: int) -> int:
 
 
 @protocol
+def tell_others(mm: Mm, vma: Vma, page: int) -> None:
+    """rmap_walk_file(): on the way to the place that maps a file's page, CLEAR where it might be mapped as well."""
+    if vma.file & UNKNOWN:
+        return
+    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    other = next_mapping(mm, vma.file, -1, 0)
+    while other:
+        at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
+        if at == page:
+            return
+        if at >= other.start and at <= other.last:
+            raise_end(raise_start(mm, at, at + PAGE_SIZE, CLEAR, RAISES_CALLS))
+        other = next_mapping(mm, vma.file, other.pgoff, other.linked)
+
+
+@protocol
 def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
     """madvise_pageout(), Linux 6.18, without swap: the pages of files go that nobody else maps, one by one."""
     page = pt_next(mm.pt, start, end)
     while page < end:
         pte = pt_get(mm.pt, page)
         if not pte & (ANON | ZERO) and not mapped_elsewhere(mm, vma, page, pte):
+            tell_others(mm, vma, page)
             mm_reclaim(mm, page)
         page = pt_next(mm.pt, page + PAGE_SIZE, end)
 
