@@ -115,7 +115,10 @@ def alive(program: list[Call]) -> list[Call]:
 
 programs = st.lists(
     calls(
-        addresses(st.integers(0, 8)), 1, KINDS, [DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, COLD, PAGEOUT, *MARKS]
+        addresses(st.integers(0, 8)),
+        1,
+        KINDS,
+        [DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, COLD, PAGEOUT, *MARKS],
     ),
     min_size=5,
     max_size=60,
@@ -136,7 +139,9 @@ class Dense:
         self.collapses = random.random() < 0.5  # of private memory only: files are not modelled
         self.huge = random.random() < 0.8
         # Which child has a page is known as long as every one had all that was there; else one lives at a time.
-        self.marks = MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
+        self.marks = (
+            MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
+        )
         self.alive = 0
         self.lets_go = random.choice([FREE, PAGEOUT])  # not both: what was let go of lazily is not modelled
         self.program: list[Call | None] = []
@@ -161,7 +166,9 @@ class Dense:
         start = self.address()
         few = self.random.randint(1, 9) * PAGE
         whole = self.random.randint(1, 3) * PMD
-        return start, self.random.choice([few, few, PMD - start % PMD, whole, whole, BLOCKS * PMD - start, whole - PAGE])
+        return start, self.random.choice(
+            [few, few, PMD - start % PMD, whole, whole, BLOCKS * PMD - start, whole - PAGE]
+        )
 
     def mmap(self, start: int, size: int) -> None:
         kinds = OF_FILES if not self.collapses and self.random.random() < 0.15 else PRIVATE_MEMORY

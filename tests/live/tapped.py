@@ -37,9 +37,9 @@ THP = Path("/sys/kernel/mm/transparent_hugepage")
 SCAN_SLEEP = THP / "khugepaged/scan_sleep_millisecs"
 ASLEEP = 1 << 31  # on top of its milliseconds: it does not wake up any more, and the old value can still be told
 # What counts in /proc/vmstat huge pages that could not be had, or were split for want of memory.
-WANTING = ("thp_fault_fallback", "thp_zero_page_alloc_failed", "thp_collapse_alloc_failed", "thp_underused_split_page")
+WANTING = "thp_fault_fallback", "thp_zero_page_alloc_failed", "thp_collapse_alloc_failed", "thp_underused_split_page"
 
-NR = {"mmap": 9, "prctl": 157, "mprotect": 10, "munmap": 11, "mremap": 25, "madvise": 28, "pread": 17, "pwrite": 18, "clone": 56,
+NR = {"mmap": 9, "mprotect": 10, "munmap": 11, "pread": 17, "pwrite": 18, "mremap": 25, "madvise": 28, "prctl": 157,
       "perf_event_open": 298}  # fmt: skip
 MAP_FIXED, MAP_ANONYMOUS = 0x10, 0x20
 TRACEPOINT = Path("/sys/kernel/tracing/events/kvm/kvm_unmap_hva_range/id")
@@ -60,7 +60,9 @@ class HugePages:
 
     def __init__(self) -> None:
         # Where the machine says "always": only where asked for, in this process (PR_SET_THP_DISABLE, Linux 6.18).
-        if not self.chosen("enabled", "madvise") and (syscall("prctl", 41, 1, 2, 0, 0) or self.chosen("enabled", "never")):
+        if not self.chosen("enabled", "madvise") and (
+            syscall("prctl", 41, 1, 2, 0, 0) or self.chosen("enabled", "never")
+        ):
             raise OSError(errno.EINVAL, "huge pages cannot be had where asked for alone", str(THP / "enabled"))
         if not self.chosen("defrag", "madvise") and not self.chosen("defrag", "always"):
             raise OSError(errno.EINVAL, "memory is not made free for huge pages", str(THP / "defrag"))

@@ -1,11 +1,11 @@
 """Huge pages: mm/huge_memory.c, mm/khugepaged.c, Linux 6.18; anonymous memory, where MADV_HUGEPAGE asks for them.
 
 ``TRANSPARENT_HUGEPAGE`` is CONFIG_TRANSPARENT_HUGEPAGE=y, and enabled=madvise: what takes the place of the rest's
-functions in a program that has huge pages. Replays have none, since a trace does not tell which faults were huge, and
-checked scenarios, whose few pages stand for them: ``mm_collapse`` and ``mm_split_huge`` are theirs.
+functions in a program that has huge pages. Replays have none, since a trace does not tell which faults were huge, nor
+have checked scenarios, whose few pages stand for them: ``mm_collapse`` and ``mm_split_huge`` are theirs.
 
-A huge page is a folio of 512 pages of one frame. PTEs can map its pages, too (its PMD was split), until the folio itself
-is split: then each goes its own way, and those that nobody wrote to are the zero page from there on.
+A huge page is a folio of 512 pages of one frame. PTEs can map its pages, too (its PMD was split), until the folio
+itself is split: then each goes its own way, and those that nobody wrote to are the zero page from there on.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def new_huge_page(mm: Mm, vma: Vma, block: int) -> int:
 
 @protocol
 def create_huge_pmd(mm: Mm, vma: Vma, page: int, write: int) -> int:
-    """do_huge_pmd_anonymous_page(), Linux 6.18: a first touch maps 2 MiB, to read the huge zero page; whether it did."""
+    """do_huge_pmd_anonymous_page(), Linux 6.18: a first touch maps 2 MiB, a read the huge zero page; whether it did."""
     block = page & -PMD_SIZE
     if vma.file or not vma.flags & HUGEPAGE or block < vma.start or block + PMD_SIZE - 1 > vma.last:
         return 0

@@ -74,9 +74,9 @@ def tell_others(mm: Mm, vma: Vma, page: int) -> None:
     other = next_mapping(mm, vma.file, -1, 0)
     while other:
         at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
-        if at == page:
-            return
         if at >= other.start and at <= other.last:
+            if at == page:
+                return
             raise_end(raise_start(mm, at, at + PAGE_SIZE, CLEAR, RAISES_CALLS))
         other = next_mapping(mm, vma.file, other.pgoff, other.linked)
 

@@ -219,7 +219,7 @@ def pt_fork(w: Words, pt: PageTable, start: int, end: int, bits: int) -> int:
 
 @primitive
 def pt_add_bits(w: Words, pt: PageTable, start: int, end: int, needed: int, bits: int) -> int:
-    """Give ``bits`` to every valid entry in ``[start, end)`` that has the bits ``needed``; how many had not got them."""
+    """Give ``bits`` to every valid entry in ``[start, end)`` that has the bits ``needed``; how many had them not."""
     leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
     limit = min(end, w[pt + 3])
     given = 0

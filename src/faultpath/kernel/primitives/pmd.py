@@ -35,7 +35,7 @@ def leaf_at(w: Words, pt: int, addr: int) -> int:
 
 @helper
 def next_leaf(w: Words, pt: int, addr: int, end: int) -> int:
-    """The lowest address from ``addr`` on, below ``end``, that has a leaf, or ``end``; absent tables are stepped over."""
+    """The lowest address in ``[addr, end)`` that has a leaf, or ``end``; absent tables are stepped over."""
     while addr < end:
         node = w[pt]
         level = w[pt + 1]
@@ -52,7 +52,7 @@ def next_leaf(w: Words, pt: int, addr: int, end: int) -> int:
 
 @helper
 def huge_word(w: Words, leaf: int) -> int:
-    """Where a leaf says that it stands for a huge PMD; sizes of objects are rounded up, so that there is room for it."""
+    """Where a leaf says that it stands for a huge PMD: in what its size is rounded up by."""
     return leaf + 1 + ((1 << w[LEAF_BITS]) >> PER_WORD)
 
 
@@ -93,7 +93,7 @@ def pt_set_huge(w: Words, pt: PageTable, block: int, entry: int, keep: int) -> i
 def pt_split_huge(w: Words, pt: PageTable, addr: int) -> int:
     """A huge PMD, if there is one at an address, becomes a table of PTEs (__split_huge_pmd_locked())."""
     leaf = leaf_at(w, pt, addr)
-    if leaf and w[huge_word(w, leaf)] :
+    if leaf and w[huge_word(w, leaf)]:
         w[huge_word(w, leaf)] = 0
     return 0
 
@@ -135,7 +135,7 @@ def like(w: Words, pt: int, addr: int, entry: int, mask: int) -> bool:
 
 @primitive
 def pt_batch(w: Words, pt: PageTable, start: int, end: int, mask: int) -> int:
-    """Where the pages end that go on from ``start`` with an equal entry in ``mask`` (folio_pte_batch()), in its leaf."""
+    """Where in its leaf the pages end that go on from ``start`` with an entry equal in ``mask`` (folio_pte_batch())."""
     size = block_size(w)
     end = min(end, (start & -size) + size)
     entry = get(w, pt, start)
@@ -173,7 +173,7 @@ def pt_least(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: in
 
 @primitive
 def pt_rewrite(w: Words, pt: PageTable, start: int, end: int, seen: int, mask: int, entry: int, keep: int) -> int:
-    """Put ``entry`` in the place of those in ``[start, end)`` that are ``seen`` in ``mask``, with their bits ``keep``."""
+    """Put ``entry`` in the place of those in ``[start, end)`` that are ``seen`` in ``mask``, but for bits ``keep``."""
     addr = next_leaf(w, pt, start, end)
     while addr < end:
         if like(w, pt, addr, seen, mask):
