@@ -31,7 +31,7 @@ FIRST_WINDOW = 1 << 40
 LAST_WINDOW = 1 << 46  # above are the process's own mappings
 FILE_BYTES = 64 << 20
 PAGE = 4096
-ASIDE = FIRST_WINDOW - (4 << 20)  # a mapping of 4 MiB, the second half of which nobody touches
+ASIDE, ASIDE_SIZE = FIRST_WINDOW - (8 << 20), 4 << 20  # a mapping, the second half of which nobody touches
 
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 SCAN_SLEEP = THP / "khugepaged/scan_sleep_millisecs"
@@ -72,8 +72,8 @@ class HugePages:
             if size.parent.name != "hugepages-2048kB" and "[never]" not in size.read_text():
                 raise OSError(errno.EINVAL, "large folios of other sizes", str(size))
         # khugepaged looks at a process when it first has a huge page, and when its pause is changed: before all else.
-        syscall("mmap", ASIDE, FIRST_WINDOW - ASIDE, 3, 2 | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
-        syscall("madvise", ASIDE, FIRST_WINDOW - ASIDE, 14)
+        syscall("mmap", ASIDE, ASIDE_SIZE, 3, 2 | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+        syscall("madvise", ASIDE, ASIDE_SIZE, 14)
         ctypes.c_char.from_address(ASIDE).value = b"x"
         self.pause = os.open(SCAN_SLEEP, os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(self.pause, fcntl.LOCK_SH)
@@ -170,7 +170,7 @@ class Window:
 
     def run(self, name: str, *args: int) -> int:
         result = int(getattr(self, name)(*args))
-        syscall("madvise", FIRST_WINDOW - PAGE, PAGE, 20)  # MADV_COLD, of nothing: lru_add_drain()
+        syscall("madvise", ASIDE + ASIDE_SIZE - PAGE, PAGE, 20)  # MADV_COLD, of nothing: lru_add_drain()
         return result
 
     # --- calls

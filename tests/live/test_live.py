@@ -134,7 +134,7 @@ CASES: dict[str, list[Call]] = {
         ("write", PMD), ("write", 2 * PMD), ("madvise", PMD, PAGE, 4),
     ],
     "MADV_FREE of a part splits the folio, and zeroes are the zero page": [
-        *HUGE, ("write", PMD), ("madvise", PMD, PAGE, 8), ("write", PMD), ("write", PMD + PAGE), ("madvise", PMD, PMD, 8),
+        *HUGE, ("write", PMD), ("madvise", PMD, PAGE, 8), ("write", PMD), ("write", PMD + PAGE),
     ],
     "MADV_COLD of a part of a folio in two VMAs": [
         *HUGE, ("write", PMD), ("mprotect", PMD + 5 * PAGE, PMD, 1), ("madvise", PMD, 2 * PMD, 20),
