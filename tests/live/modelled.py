@@ -10,6 +10,7 @@ from faultpath.engine.world import Words
 from faultpath.kernel.mm.fault import File, mm_cpu_fault
 from faultpath.kernel.mm.files import mm_ftruncate, punch_hole
 from faultpath.kernel.mm.fork import mm_child_ends, mm_fork, mm_init
+from faultpath.kernel.mm.huge import TRANSPARENT_HUGEPAGE, mm_init_huge
 from faultpath.kernel.mm.madvise import mm_madvise
 from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
 from faultpath.kernel.mm.mprotect import mm_mprotect
@@ -52,6 +53,7 @@ tap_ops = Ops("tap_ops", invalidate_range_start=told)
 def new_process(task_size: int, raises: int, version: int) -> Mm:
     """An address space under the tap."""
     mm = mm_init(task_size, raises, version)
+    mm_init_huge(mm)
     tap = on_stack(Notifier)
     tap.ops = tap_ops
     mmu_notifier_register(tap, mm)
@@ -81,7 +83,7 @@ ROOTS = [
 
 @functools.cache
 def native(replacements: tuple[Source, ...]) -> Native:
-    return Native(Program(ROOTS, [tap_ops], replacements))
+    return Native(Program(ROOTS, [tap_ops], [*TRANSPARENT_HUGEPAGE, *replacements]))
 
 
 @functools.cache

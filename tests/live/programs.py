@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import strategies as st
 
 from live.kernel import Call
@@ -17,34 +19,40 @@ PRIVATE, SHARED = 0x02, 0x01
 ANONYMOUS, GROWSDOWN, NORESERVE, STACK = 0x20, 0x100, 0x4000, 0x20000
 KINDS = [PRIVATE | ANONYMOUS] * 3 + [SHARED | ANONYMOUS, PRIVATE, SHARED]
 KINDS += [PRIVATE | ANONYMOUS | more for more in (NORESERVE, GROWSDOWN, STACK)]
+PRIVATE_MEMORY = [kind for kind in KINDS if kind & PRIVATE and kind & ANONYMOUS]
+OF_FILES = [kind for kind in KINDS if kind not in PRIVATE_MEMORY]
 NONE, READ, READ_WRITE = 0, 1, 3
 MAY_MOVE_FIXED, DONT_UNMAP = 3, 4
 DONTNEED, FREE, REMOVE, COLD, PAGEOUT, DONTNEED_LOCKED = 4, 8, 9, 20, 21, 24
+HUGE, COLLAPSE = 14, 25
 # Of a mapping: not in a child, without huge pages, not in a core dump, empty in a child; and the way back.
 MARKS = [10, 11, 15, 16, 17, 18, 19]
 
-addresses = st.builds(lambda anchor, page: anchor + page * PAGE, st.sampled_from(ANCHORS), st.integers(0, 8))
 few = st.integers(1, 9).map(lambda pages: pages * PAGE)
 files = st.integers(0, 1)
 offsets = st.integers(0, 11).map(lambda page: page * PAGE)
 
 
+def addresses(pages: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
+    return st.builds(lambda anchor, page: anchor + page * PAGE, st.sampled_from(ANCHORS), pages)
+
+
 @st.composite
-def ranges(draw: st.DrawFn) -> tuple[int, int]:
-    """A start, and a few pages or up to some other place."""
-    start = draw(addresses)
-    if draw(st.integers(0, 3)) == 0:
-        end = draw(addresses)
+def ranges(draw: st.DrawFn, at: st.SearchStrategy[int], far: int) -> tuple[int, int]:
+    """A start, and a few pages or, ``far`` times out of four, up to some other place."""
+    start = draw(at)
+    if draw(st.integers(0, 3)) < far:
+        end = draw(at)
         if end > start:
             return start, end - start
     return start, draw(few)
 
 
 @st.composite
-def moves(draw: st.DrawFn) -> Call | None:
+def moves(draw: st.DrawFn, at: st.SearchStrategy[int], where: st.SearchStrategy[tuple[int, int]]) -> Call | None:
     """mremap() to a given place that does not overlap."""
-    start, size = draw(ranges())
-    to = draw(addresses) + (FAR if draw(st.booleans()) else 0)
+    start, size = draw(where)
+    to = draw(at) + (FAR if draw(st.booleans()) else 0)
     keep = draw(st.integers(0, 3)) == 0
     new_size = size if keep or draw(st.booleans()) else draw(few)
     if start < to + new_size and to < start + size:
@@ -52,35 +60,33 @@ def moves(draw: st.DrawFn) -> Call | None:
     return "mremap", start, size, new_size, MAY_MOVE_FIXED | (DONT_UNMAP if keep else 0), to
 
 
-calls = st.one_of(
-    st.builds(
-        lambda where, prot, kind, file, offset: ("mmap", *where, prot, kind, file, offset),
-        ranges(),
-        st.sampled_from([READ_WRITE, READ_WRITE, READ_WRITE, READ, NONE]),
-        st.sampled_from(KINDS),
-        files,
-        offsets,
-    ),
-    ranges().map(lambda where: ("munmap", *where)),
-    st.builds(
-        lambda where, prot: ("mprotect", *where, prot), ranges(), st.sampled_from([NONE, READ, READ, READ_WRITE])
-    ),
-    st.builds(
-        lambda where, advice: ("madvise", *where, advice),
-        ranges(),
-        st.sampled_from([DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, COLD, PAGEOUT, *MARKS]),
-    ),
-    moves(),
-    addresses.map(lambda at: ("read", at)),
-    addresses.map(lambda at: ("write", at)),
-    addresses.map(lambda at: ("write", at)),
-    st.one_of(
-        st.just(("fork",)),
-        st.integers(0, 7).map(lambda which: ("ends", which)),
-        st.builds(lambda file, at, size: ("punch", file, at, size), files, offsets, few),
-        st.builds(lambda file, size: ("truncate", file, size), files, few),
-    ),
-)
+def calls(at: st.SearchStrategy[int], far: int, kinds: list[int], advice: list[int]) -> st.SearchStrategy[Call | None]:
+    where = ranges(at, far)
+    return st.one_of(
+        st.builds(
+            lambda where, prot, kind, file, offset: ("mmap", *where, prot, kind, file, offset),
+            where,
+            st.sampled_from([READ_WRITE, READ_WRITE, READ_WRITE, READ, NONE]),
+            st.sampled_from(kinds),
+            files,
+            offsets,
+        ),
+        where.map(lambda where: ("munmap", *where)),
+        st.builds(
+            lambda where, prot: ("mprotect", *where, prot), where, st.sampled_from([NONE, READ, READ, READ_WRITE])
+        ),
+        st.builds(lambda where, advice: ("madvise", *where, advice), where, st.sampled_from(advice)),
+        moves(at, where),
+        at.map(lambda at: ("read", at)),
+        at.map(lambda at: ("write", at)),
+        at.map(lambda at: ("write", at)),
+        st.one_of(
+            st.just(("fork",)),
+            st.integers(0, 7).map(lambda which: ("ends", which)),
+            st.builds(lambda file, at, size: ("punch", file, at, size), files, offsets, few),
+            st.builds(lambda file, size: ("truncate", file, size), files, few),
+        ),
+    )
 
 
 def numbered(drawn: list[Call | None]) -> list[Call]:
@@ -101,4 +107,114 @@ def numbered(drawn: list[Call | None]) -> list[Call]:
     return program
 
 
-programs = st.lists(calls, min_size=5, max_size=60).map(numbered)
+def alive(program: list[Call]) -> list[Call]:
+    """Without the ends of children that were not made."""
+    made = [call[1] for call in program if call[0] == "fork"]
+    return [call for call in program if call[0] != "ends" or call[1] in made]
+
+
+programs = st.lists(
+    calls(
+        addresses(st.integers(0, 8)),
+        1,
+        KINDS,
+        [DONTNEED, DONTNEED, DONTNEED_LOCKED, FREE, REMOVE, COLD, PAGEOUT, *MARKS],
+    ),
+    min_size=5,
+    max_size=60,
+).map(numbered)
+
+
+# --- programs that stay where something is mapped
+
+BLOCKS = 4  # of 2 MiB
+SOMEWHERE_ELSE = 8 * PMD
+
+
+class Dense:
+    """One random program of calls in a few blocks of 2 MiB, most of them mapped, most with huge pages."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.collapses = random.random() < 0.5  # of private memory only: files are not modelled
+        self.huge = random.random() < 0.8
+        # Which child has a page is known as long as every one had all that was there; else one lives at a time.
+        self.marks = (
+            MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
+        )
+        self.alive = 0
+        self.lets_go = random.choice([FREE, PAGEOUT])  # not both: what was let go of lazily is not modelled
+        self.program: list[Call | None] = []
+
+    def draw(self) -> list[Call]:
+        start = self.random.choice([0, 0, 0, PAGE, 5 * PAGE])
+        self.program.append(("mmap", start, BLOCKS * PMD, READ_WRITE, self.random.choice(PRIVATE_MEMORY), 0, 0))
+        for _ in range(self.random.randint(0, 2)):
+            self.mmap(*self.place())
+        if self.huge:
+            self.program.append(("madvise", 0, BLOCKS * PMD, HUGE))
+        for _ in range(self.random.randint(8, 40)):
+            self.call()
+        return numbered(self.program)
+
+    def address(self) -> int:
+        block = self.random.randrange(BLOCKS)
+        return block * PMD + self.random.choice([0, 0, 0, 1, 2, 3, 5, 8, 511]) * PAGE
+
+    def place(self) -> tuple[int, int]:
+        """A start and a size: pages, up to the end of a block, whole blocks, or nearly."""
+        start = self.address()
+        few = self.random.randint(1, 9) * PAGE
+        whole = self.random.randint(1, 3) * PMD
+        return start, self.random.choice(
+            [few, few, PMD - start % PMD, whole, whole, BLOCKS * PMD - start, whole - PAGE]
+        )
+
+    def mmap(self, start: int, size: int) -> None:
+        kinds = OF_FILES if not self.collapses and self.random.random() < 0.15 else PRIVATE_MEMORY
+        prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
+        where = self.random.randint(0, 1), self.random.randint(0, 11) * PAGE
+        self.program.append(("mmap", start, size, prot, self.random.choice(kinds), *where))
+
+    def call(self) -> None:
+        random, where = self.random, self.place()
+        calls: list[Call | None] = [None]
+        match random.choices(range(9), [20, 10, 25, 10, 4, 8, 8, 4, 4])[0]:
+            case 0:
+                calls = [("write", self.address()) for _ in range(random.randint(1, 3))]
+            case 1:
+                calls = [("read", self.address())]
+            case 2:
+                advice = [DONTNEED] * 4 + [self.lets_go] * 3 + [COLD, REMOVE, *self.marks]
+                advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
+                calls = [("madvise", *where, random.choice(advice))]
+            case 3:
+                calls = [("mprotect", *where, random.choice([NONE, READ, READ, READ_WRITE, READ_WRITE]))]
+            case 4:
+                calls = [("munmap", *where)]
+            case 5:
+                calls = [self.move(*where)]
+            case 6:
+                if not self.alive or self.marks is not MARKS:
+                    self.alive += 1
+                    calls = [("fork",)]
+            case 7:
+                self.alive = max(self.alive - 1, 0)
+                calls = [("ends", random.randrange(8))]
+            case 8:
+                self.mmap(*where)
+                calls = [("madvise", *where, HUGE)] if self.huge else []
+        self.program += calls
+
+    def move(self, start: int, size: int) -> Call | None:
+        to = self.random.choice([start + SOMEWHERE_ELSE, start + SOMEWHERE_ELSE, self.address(), SOMEWHERE_ELSE])
+        to += self.random.choice([0, 0, 0, PAGE, PMD])
+        keep = self.random.random() < 0.3
+        new_size = size if keep or self.random.random() < 0.7 else self.place()[1]
+        if start < to + new_size and to < start + size:
+            return None
+        return "mremap", start, size, new_size, MAY_MOVE_FIXED | (DONT_UNMAP if keep else 0), to
+
+
+def dense(seed: int) -> list[Call]:
+    return Dense(Random(seed)).draw()

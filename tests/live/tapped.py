@@ -6,12 +6,13 @@ output. A call is ``[name, arguments...]``, addresses in bytes from the window's
 the window, in order. Standard library only, one thread: what the process itself does must stay out of sight.
 
 The tap is the one of ``faultpath record`` (a KVM descriptor on the address space), the tracepoint is read from a perf
-ring of the process's own. Pinned down: one processor (which page is whose alone depends on per-processor batches), no
-swap, no background khugepaged or KSM: huge pages and merging only where a call asks for them.
+ring of the process's own. Pinned down: one processor, whose batches are emptied after each call (which page is whose
+alone depends on them), no swap, no KSM, huge pages only where a call asks for them, and khugepaged asleep.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -21,6 +22,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,15 @@ FIRST_WINDOW = 1 << 40
 LAST_WINDOW = 1 << 46  # above are the process's own mappings
 FILE_BYTES = 64 << 20
 PAGE = 4096
+ASIDE, ASIDE_SIZE = FIRST_WINDOW - (8 << 20), 4 << 20  # a mapping, the second half of which nobody touches
 
-NR = {"mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "madvise": 28, "pread": 17, "pwrite": 18, "clone": 56,
+THP = Path("/sys/kernel/mm/transparent_hugepage")
+SCAN_SLEEP = THP / "khugepaged/scan_sleep_millisecs"
+ASLEEP = 1 << 31  # on top of its milliseconds: it does not wake up any more, and the old value can still be told
+# What counts in /proc/vmstat huge pages that could not be had, or were split for want of memory.
+WANTING = "thp_fault_fallback", "thp_zero_page_alloc_failed", "thp_collapse_alloc_failed", "thp_underused_split_page"
+
+NR = {"mmap": 9, "mprotect": 10, "munmap": 11, "pread": 17, "pwrite": 18, "mremap": 25, "madvise": 28, "prctl": 157,
       "perf_event_open": 298}  # fmt: skip
 MAP_FIXED, MAP_ANONYMOUS = 0x10, 0x20
 TRACEPOINT = Path("/sys/kernel/tracing/events/kvm/kvm_unmap_hva_range/id")
@@ -44,6 +53,62 @@ def syscall(name: str, *args: int) -> int:
     """A system call's result, or -errno."""
     result = int(libc.syscall(ctypes.c_long(NR[name]), *(ctypes.c_long(a) for a in args)))
     return result if result != -1 else -ctypes.get_errno()
+
+
+class HugePages:
+    """What the kernel is free to do about huge pages is taken away from it, for as long as a tapped process runs."""
+
+    def __init__(self) -> None:
+        # Where the machine says "always": only where asked for, in this process (PR_SET_THP_DISABLE, Linux 6.18).
+        if not self.chosen("enabled", "madvise") and (
+            syscall("prctl", 41, 1, 2, 0, 0) or self.chosen("enabled", "never")
+        ):
+            raise OSError(errno.EINVAL, "huge pages cannot be had where asked for alone", str(THP / "enabled"))
+        if not self.chosen("defrag", "madvise") and not self.chosen("defrag", "always"):
+            raise OSError(errno.EINVAL, "memory is not made free for huge pages", str(THP / "defrag"))
+        if (THP / "use_zero_page").read_text() != "1\n" or not self.chosen("shmem_enabled", "never"):
+            raise OSError(errno.EINVAL, "no huge zero page, or huge pages of files", str(THP))
+        for size in THP.glob("hugepages-*/enabled"):
+            if size.parent.name != "hugepages-2048kB" and "[never]" not in size.read_text():
+                raise OSError(errno.EINVAL, "large folios of other sizes", str(size))
+        # khugepaged looks at a process when it first has a huge page, and when its pause is changed: before all else.
+        syscall("mmap", ASIDE, ASIDE_SIZE, 3, 2 | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+        syscall("madvise", ASIDE, ASIDE_SIZE, 14)
+        ctypes.c_char.from_address(ASIDE).value = b"x"
+        self.pause = os.open(SCAN_SLEEP, os.O_RDWR | os.O_CLOEXEC)
+        fcntl.flock(self.pause, fcntl.LOCK_SH)
+        self.set_pause(self.get_pause() | ASLEEP)
+        time.sleep(0.1)
+        self.vmstat = os.open("/proc/vmstat", os.O_RDONLY | os.O_CLOEXEC)
+        self.collapsed = os.open(THP / "khugepaged/pages_collapsed", os.O_RDONLY | os.O_CLOEXEC)
+        self.seen = self.interfered()
+
+    @staticmethod
+    def chosen(setting: str, value: str) -> bool:
+        return f"[{value}]" in (THP / setting).read_text()
+
+    def get_pause(self) -> int:
+        return int(os.pread(self.pause, 32, 0))
+
+    def set_pause(self, milliseconds: int) -> None:
+        if milliseconds != self.get_pause():
+            os.pwrite(self.pause, f"{milliseconds}\n".encode(), 0)
+
+    def wake(self) -> None:
+        """The old pause again, if no other tapped process runs."""
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(self.pause, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.set_pause(self.get_pause() & ~ASLEEP)
+
+    def interfered(self) -> list[bytes]:
+        """What tells of huge pages that were not there when asked for, or that khugepaged made."""
+        lines = os.pread(self.vmstat, 1 << 16, 0).splitlines()
+        names = tuple(f"{name} ".encode() for name in WANTING)
+        return [os.pread(self.collapsed, 32, 0), *(line for line in lines if line.startswith(names))]
+
+    def check(self) -> None:
+        if (now := self.interfered()) != self.seen:
+            raise OSError(errno.EAGAIN, f"huge pages were short, or khugepaged awake: {self.seen} {now}")
 
 
 class Ring:
@@ -104,7 +169,9 @@ class Window:
         return self.files[number]
 
     def run(self, name: str, *args: int) -> int:
-        return int(getattr(self, name)(*args))
+        result = int(getattr(self, name)(*args))
+        syscall("madvise", ASIDE + ASIDE_SIZE - PAGE, PAGE, 20)  # MADV_COLD, of nothing: lru_add_drain()
+        return result
 
     # --- calls
 
@@ -174,6 +241,15 @@ def main() -> None:
     IN, OUT = os.memfd_create("in"), os.memfd_create("out")
     os.pwrite(IN, b"x", 0)
     os.pwrite(OUT, b"x", 0)
+    huge_pages = HugePages()
+    try:
+        serve(ring, huge_pages)
+    finally:
+        huge_pages.wake()
+
+
+def serve(ring: Ring, huge_pages: HugePages) -> None:
+    """A program a line, until there is no window left."""
     base = FIRST_WINDOW
     print(json.dumps({"kernel": os.uname().release}), flush=True)
     for line in sys.stdin:
@@ -186,6 +262,7 @@ def main() -> None:
             ranges = [(s - base, e - base) for s, e in ring.drain() if s < base + WINDOW and e > base]
             answers.append([result, ranges])
         window.close()
+        huge_pages.check()
         base += WINDOW
         over = base >= LAST_WINDOW
         print(json.dumps([over, answers]), flush=True)

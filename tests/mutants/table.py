@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from faultpath.designs import full_va, odp_implicit, odp_implicit_fixed
 from faultpath.kernel import hmm, mmu_notifier, srcu, workqueue
-from faultpath.kernel.mm import fault, fork, mmap, mprotect, mremap, raising, reclaim
+from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
@@ -760,10 +760,10 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "zapped after range_end",
-        raising.zap_range,
+        madvise.madvise_vma,
         (
-            "    pt_clear(mm.pt, start, end)\n    raise_end(range)\n",
-            "    raise_end(range)\n    pt_clear(mm.pt, start, end)\n",
+            "        else:\n            zap_pages(mm, start, end)\n        raise_end(range)\n",
+            "        raise_end(range)\n        zap_pages(mm, start, end)\n",
         ),
         at="fault-vs-dontneed",
         breaks="coherence",
@@ -771,9 +771,9 @@ CPU_SIDE = [
     bug(
         FULL_VA,
         "zapped before range_start",
-        raising.zap_range,
-        ("    range = raise", "    pt_clear(mm.pt, start, end)\n    range = raise"),
-        ("    pt_clear(mm.pt, start, end)\n    raise_end", "    raise_end"),
+        madvise.madvise_vma,
+        ("        range = raise", "        zap_pages(mm, start, end)\n        range = raise"),
+        ("        else:\n            zap_pages(mm, start, end)\n", ""),
         at="fault-vs-dontneed",
         breaks="coherence",
     ),

@@ -96,6 +96,7 @@ class Mm(Struct):
     mappings: int  # how often a VMA has been linked into a file's i_mmap
     forks: int  # while some child of an earlier fork lived
     children: int  # those that live, one bit each
+    folios: PageTable  # where folios of 2 MiB begin (mm/huge.py)
     srcu: Srcu  # mm/mmu_notifier.c's own
 
 

@@ -45,6 +45,7 @@ EXCLUSIVE = 1 << 9
 ZERO = 1 << 10
 BIRTH_SHIFT = 11
 MAX_FORKS = 14  # later forks count as the last
+NO_BIRTH = 15  # no fork that counts came after: no child has it
 
 STACK_LIMIT = 8 << 20  # RLIMIT_STACK's usual soft limit: how far a stack VMA may grow
 STACK_GUARD_GAP = 256 * PAGE_SIZE
@@ -156,6 +157,12 @@ def do_fault(mm: Mm, vma: Vma, page: int, write: int) -> int:
 
 
 @protocol
+def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
+    """Without huge pages: nothing is done, all is left to do. huge.py's takes its place where there are some."""
+    return 0
+
+
+@protocol
 def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     """handle_mm_fault() and handle_pte_fault(), Linux 6.1, where the VMA allows the access; mmap_lock is held.
 
@@ -165,6 +172,8 @@ def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     :param since: from which ``mm.raises`` on a broken copy-on-write raises its CLEAR
     :returns: 0, or -EFAULT
     """
+    if huge_fault(mm, vma, page, write, since):
+        return 0
     pte = pt_get(mm.pt, page)
     if not pte & VALID:
         if vma.file:

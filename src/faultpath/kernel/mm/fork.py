@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.mm.fault import BIRTH_SHIFT, EXCLUSIVE, MAX_FORKS
+from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, MAX_FORKS, NO_BIRTH, shared_with_a_child
 from faultpath.kernel.mm.mmap import exit_mmap
 from faultpath.kernel.mm.raising import PROTECTION_PAGE, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.vma import DONTCOPY, MAP_PRIVATE, WIPEONFORK, next_vma
@@ -17,7 +17,7 @@ from faultpath.kernel.primitives.locks import (
     refcount_set,
     up_write,
 )
-from faultpath.kernel.primitives.pagetable import pt_fork, pt_init
+from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_fork, pt_get, pt_init, pt_next, pt_set
 from faultpath.protocol.language import protocol
 
 
@@ -41,6 +41,17 @@ def mm_init(task_size: int, raises: int, version: int) -> Mm:
 
 
 @protocol
+def not_for_the_child(mm: Mm, start: int, end: int) -> None:
+    """Pages that are not copied, and that no earlier child has any more, will not be taken for the next one's."""
+    page = pt_next(mm.pt, start, end)
+    while page < end:
+        pte = pt_get(mm.pt, page)
+        if pte & ANON and not shared_with_a_child(mm, pte):
+            pt_set(mm.pt, page, pte | NO_BIRTH << BIRTH_SHIFT)
+        page = pt_next(mm.pt, page + PAGE_SIZE, end)
+
+
+@protocol
 def mm_fork(mm: Mm) -> int:
     """dup_mmap() and copy_page_range(), Linux 6.18, under mmap_lock for writing: one event per VMA that is copied.
 
@@ -55,10 +66,13 @@ def mm_fork(mm: Mm) -> int:
         mm.forks = 0
     vma = next_vma(mm, 0)
     while vma:
-        if vma.flags & MAP_PRIVATE and vma.anon_vma and not vma.flags & (DONTCOPY | WIPEONFORK):
-            range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
-            pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (15 << BIRTH_SHIFT if first else 0))
-            raise_end(range)
+        if vma.flags & MAP_PRIVATE and vma.anon_vma:
+            if not vma.flags & (DONTCOPY | WIPEONFORK):
+                range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
+                pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (NO_BIRTH << BIRTH_SHIFT if first else 0))
+                raise_end(range)
+            else:
+                not_for_the_child(mm, vma.start, vma.last + 1)
         vma = next_vma(mm, vma.last + 1)
     mm.forks = min(mm.forks + 1, MAX_FORKS)
     child = mm.forks

@@ -1,23 +1,61 @@
-"""Huge pages that are made and split: mm/khugepaged.c, mm/huge_memory.c, Linux 6.18.
+"""Huge pages: mm/huge_memory.c, mm/khugepaged.c, Linux 6.18; anonymous memory, where MADV_HUGEPAGE asks for them.
 
-What raises is modelled, for a range that stands for a huge page's 2 MiB; page tables here have small pages only.
+``TRANSPARENT_HUGEPAGE`` is CONFIG_TRANSPARENT_HUGEPAGE=y, and enabled=madvise: what takes the place of the rest's
+functions in a program that has huge pages. Replays have none, since a trace does not tell which faults were huge, nor
+have checked scenarios, whose few pages stand for them: ``mm_collapse`` and ``mm_split_huge`` are theirs.
+
+A huge page is a folio of 512 pages of one frame. PTEs can map its pages, too (its PMD was split), until the folio
+itself is split: then each goes its own way, and those that nobody wrote to are the zero page from there on.
 """
 
 from __future__ import annotations
 
+from faultpath.kernel.errno import EINVAL
+from faultpath.kernel.mm import fault, madvise, mremap
+from faultpath.kernel.mm import vma as vmas
+from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, NO_BIRTH, ZERO, new_anon_page
+from faultpath.kernel.mm.madvise import MADV_PAGEOUT
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mm.versions import LINUX_6_18
+from faultpath.kernel.mm.vma import HUGEPAGE, NOHUGEPAGE, PMD_SIZE, Vma, anon_vma_prepare, next_vma, vma_at
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.locks import down_write, up_write
+from faultpath.kernel.primitives.itree import itree_insert
+from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import (
     DEVICE_BITS,
     FRAME_SHIFT,
+    PAGE_SHIFT,
     PAGE_SIZE,
+    VALID,
+    WRITE,
     new_frame,
+    pt_add_bits,
+    pt_clear,
     pt_get,
+    pt_init,
+    pt_move,
     pt_next,
     pt_set,
 )
-from faultpath.protocol.language import protocol
+from faultpath.kernel.primitives.pmd import (
+    FRAME_BITS,
+    pt_batch,
+    pt_count,
+    pt_has_leaf,
+    pt_is_huge,
+    pt_least,
+    pt_next_huge,
+    pt_reclaim,
+    pt_rewrite,
+    pt_set_huge,
+    pt_split_huge,
+)
+from faultpath.protocol.language import NULL, protocol
+
+LARGE = ANON | ZERO  # both: a page of a folio of 2 MiB
+DATA = 1 << 15  # of such a page: it was written
+SAME_FOLIO = LARGE | FRAME_BITS
+FOLIO_PAGES = 512
 
 
 @protocol
@@ -39,3 +77,254 @@ def mm_collapse(mm: Mm, start: int, size: int) -> None:
 def mm_split_huge(mm: Mm, start: int, size: int) -> None:
     """__split_huge_pmd(): the pages stay, the event (CLEAR) is over the huge one; no mmap_lock is needed."""
     raise_end(raise_start(mm, start, start + size, CLEAR, RAISES_CALLS))
+
+
+@protocol
+def mm_init_huge(mm: Mm) -> None:
+    """An address space may have huge pages from now on."""
+    pt_init(mm.folios, 0, folio_number(FRAME_BITS) + PAGE_SIZE)
+
+
+@protocol
+def folio_number(pte: int) -> int:
+    """Where ``Mm.folios`` has the folio of a page: by its frame, of which there are few."""
+    return (pte & FRAME_BITS) << (PAGE_SHIFT - FRAME_SHIFT)
+
+
+# --- faults
+
+
+@protocol
+def new_huge_page(mm: Mm, vma: Vma, block: int) -> int:
+    """The entry of a new huge page's pages (map_anon_folio_pmd()): writable if the VMA is."""
+    entry = new_anon_page(mm, block) | LARGE
+    index = vma.pgoff + ((block - vma.start) >> PAGE_SHIFT)
+    pt_set(mm.folios, folio_number(entry), VALID | (index & (FOLIO_PAGES - 1)) << FRAME_SHIFT)
+    if vma.prot & vmas.PROT_WRITE:
+        entry = entry | WRITE
+    return entry
+
+
+@protocol
+def create_huge_pmd(mm: Mm, vma: Vma, page: int, write: int) -> int:
+    """do_huge_pmd_anonymous_page(), Linux 6.18: a first touch maps 2 MiB, a read the huge zero page; whether it did."""
+    block = page & -PMD_SIZE
+    if vma.file or not vma.flags & HUGEPAGE or block < vma.start or block + PMD_SIZE - 1 > vma.last:
+        return 0
+    anon_vma_prepare(mm, vma)
+    if write:
+        pt_set_huge(mm.pt, block, new_huge_page(mm, vma, block), 0)
+        pt_set(mm.pt, page, pt_get(mm.pt, page) | DATA)
+    else:
+        pt_set_huge(mm.pt, block, new_frame(block) | VALID | ZERO, 0)
+    return 1
+
+
+@protocol
+def do_huge_pmd_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> int:
+    """do_huge_pmd_wp_page(), Linux 6.18: the zero page gives way to a huge one (CLEAR), one's own becomes writable.
+
+    Else the PMD is split, and the fault goes on with a PTE. So did a write to the zero page before Linux 6.13.
+
+    :returns: whether it is done
+    """
+    block = page & -PMD_SIZE
+    if not pte & ANON:
+        if mm.version >= LINUX_6_18:
+            range = raise_start(mm, block, block + PMD_SIZE, CLEAR, since)
+            pt_set_huge(mm.pt, block, new_huge_page(mm, vma, block), 0)
+            pt_set(mm.pt, page, pt_get(mm.pt, page) | DATA)
+            raise_end(range)
+            return 1
+    elif pte & EXCLUSIVE or not shared_with_a_child(mm, pte):
+        pt_add_bits(mm.pt, block, block + PMD_SIZE, 0, WRITE | EXCLUSIVE)
+        return 1
+    split_huge_pmd(mm, block, since)
+    return 0
+
+
+@protocol(replaces=fault.huge_fault)
+def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
+    """__handle_mm_fault()'s part for PMDs, Linux 6.18: whether nothing is left to do."""
+    if not pt_has_leaf(mm.pt, page):
+        return create_huge_pmd(mm, vma, page, write)
+    pte = pt_get(mm.pt, page)
+    if write and pte & LARGE == LARGE:
+        pte = pte | DATA
+        pt_set(mm.pt, page, pte)
+    if write and not pte & WRITE and pt_is_huge(mm.pt, page):
+        return do_huge_pmd_wp_page(mm, vma, page, pte, since)
+    return 0
+
+
+@protocol
+def maybe_mapped_shared(mm: Mm, pte: int) -> int:
+    """folio_maybe_mapped_shared(): whether a child that lives has an anonymous page, or another of its folio."""
+    if pte & LARGE == LARGE:
+        pte = pt_least(mm.pt, 0, mm.task_size, pte & ~EXCLUSIVE, SAME_FOLIO | EXCLUSIVE, NO_BIRTH << BIRTH_SHIFT)
+        if not pte:
+            return 0
+    return not pte & EXCLUSIVE and mm.children >> ((pte >> BIRTH_SHIFT & NO_BIRTH) + 1) != 0
+
+
+@protocol(replaces=fault.shared_with_a_child)
+def shared_with_a_child(mm: Mm, pte: int) -> int:
+    """wp_can_reuse_anon_folio(): nor is the last page that is left of a large folio reused (Linux 6.15)."""
+    if maybe_mapped_shared(mm, pte):
+        return 1
+    if pte & LARGE == LARGE and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO) == 1:
+        return 1
+    return 0
+
+
+# --- what splits them
+
+
+@protocol(replaces=vmas.split_huge_pmd)
+def split_huge_pmd(mm: Mm, block: int, since: int) -> None:
+    """__split_huge_pmd(), Linux 6.18: the event comes whether there is a huge page or not."""
+    range = raise_start(mm, block, block + PMD_SIZE, CLEAR, since)
+    pt_split_huge(mm.pt, block)
+    raise_end(range)
+
+
+@protocol
+def split_huge_pmds(mm: Mm, start: int, end: int, partial: int) -> None:
+    """Split the huge PMDs that meet ``[start, end)``, or only those that stick out."""
+    block = pt_next_huge(mm.pt, start, end, partial)
+    while block < end:
+        split_huge_pmd(mm, block, RAISES_CALLS)
+        block = pt_next_huge(mm.pt, start, end, partial)
+
+
+@protocol(replaces=madvise.zap_pages)
+def zap_pages(mm: Mm, start: int, end: int) -> None:
+    """zap_pmd_range(), Linux 6.18: inside the outer event huge pages that stick out are split.
+
+    What goes whole leaves no table, so that a huge page may come next (CONFIG_PT_RECLAIM, Linux 6.14).
+    """
+    split_huge_pmds(mm, start, end, 1)
+    pt_clear(mm.pt, start, end)
+    pt_reclaim(mm.pt, start, end)
+
+
+@protocol(replaces=mremap.move_page_tables)
+def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
+    """move_page_tables(), Linux 6.18: huge PMDs move whole, or are split if they cannot, inside the event."""
+    alike = 1
+    if (old ^ new) & (PMD_SIZE - 1):
+        alike = 0
+    split_huge_pmds(mm, old, old + size, alike)
+    pt_move(mm.pt, old, new, size)
+
+
+@protocol(replaces=vmas.link_vma)
+def link_vma(mm: Mm, vma: Vma) -> None:
+    """vma_link(): among the VMAs, and among its file's or its anon_vma's."""
+    mm.mappings += 1
+    vma.linked = mm.mappings
+    itree_insert(mm.vmas, vma)
+
+
+@protocol
+def next_in_anon_vma(mm: Mm, anon_vma: int, pgoff: int, linked: int) -> Vma:
+    """anon_vma_interval_tree_foreach(): what follows in its order, which is i_mmap's."""
+    found = Vma(NULL)
+    vma = next_vma(mm, 0)
+    while vma:
+        after = vma.pgoff > pgoff or (vma.pgoff == pgoff and vma.linked > linked)
+        before = not found or vma.pgoff < found.pgoff or (vma.pgoff == found.pgoff and vma.linked < found.linked)
+        if vma.anon_vma == anon_vma and after and before:
+            found = vma
+        vma = next_vma(mm, vma.last + 1)
+    return found
+
+
+@protocol
+def split_folio(mm: Mm, vma: Vma, page: int) -> None:
+    """split_folio() and unmap_folio(), Linux 6.18: CLEAR from every VMA that may map a part of it, while one does.
+
+    Pages that are all zeroes are the zero page afterwards (try_to_map_unused_to_zeropage(), Linux 6.12).
+    """
+    pte = pt_get(mm.pt, page)
+    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    begins = pt_get(mm.folios, folio_number(pte)) >> FRAME_SHIFT  # not at a multiple of 2 MiB if the VMA had been moved
+    index -= (index - begins) & (FOLIO_PAGES - 1)
+    anon_vma = vma.anon_vma
+    zero = new_frame(page) | VALID | ZERO
+    vma = next_in_anon_vma(mm, anon_vma, -1, 0)
+    while vma and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO):
+        low = max(index, vma.pgoff)
+        high = min(index + FOLIO_PAGES, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
+        if low < high:
+            start = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
+            end = start + ((high - low) << PAGE_SHIFT)
+            range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
+            pt_split_huge(mm.pt, start)
+            pt_rewrite(mm.pt, start, end, pte & ~DATA, SAME_FOLIO | DATA, zero, 0)
+            pt_rewrite(mm.pt, start, end, pte | DATA, SAME_FOLIO | DATA, ANON, ~(LARGE | DATA))
+            raise_end(range)
+        vma = next_in_anon_vma(mm, anon_vma, vma.pgoff, vma.linked)
+
+
+@protocol(replaces=madvise.split_folios)
+def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
+    """madvise_free_pte_range() and madvise_cold_or_pageout_pte_range(), Linux 6.18: what one does to large folios.
+
+    One that is not mapped whole in the range is split, unless a child has it. Without swap MADV_PAGEOUT splits any.
+    """
+    page = pt_next(mm.pt, start, end)
+    while page < end:
+        pte = pt_get(mm.pt, page)
+        upto = page + PAGE_SIZE
+        if pte & LARGE == LARGE:
+            upto = pt_batch(mm.pt, page, end, SAME_FOLIO)
+            if not maybe_mapped_shared(mm, pte) and (upto - page < PMD_SIZE or advice == MADV_PAGEOUT):
+                split_folio(mm, vma, page)
+        page = pt_next(mm.pt, upto, end)
+
+
+# --- MADV_COLLAPSE
+
+
+@protocol
+def collapse_huge_page(mm: Mm, block: int) -> None:
+    """collapse_huge_page(), Linux 6.18, of the caller's own 2 MiB, mmap_lock not held: all is copied (CLEAR)."""
+    down_write(mm.mmap_lock)
+    vma = vma_at(mm, block)
+    range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
+    pt_rewrite(mm.pt, block, block + PMD_SIZE, ANON, LARGE, LARGE | DATA, 0)
+    pt_set_huge(mm.pt, block, new_huge_page(mm, vma, block), DATA)
+    raise_end(range)
+    up_write(mm.mmap_lock)
+
+
+@protocol(replaces=madvise.madvise_collapse)
+def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
+    """madvise_collapse(), Linux 6.18, of anonymous memory: every 2 MiB up to one that has no table (-EINVAL).
+
+    mmap_lock is let go of for each.
+    """
+    fits = (vma.last + 1 - PMD_SIZE) & -PMD_SIZE
+    if vma.file or vma.flags & NOHUGEPAGE or not vma.anon_vma or fits < vma.start:
+        return -EINVAL
+    block = (start + PMD_SIZE - 1) & -PMD_SIZE
+    end = end & -PMD_SIZE
+    ret = 0
+    if block > end:
+        ret = -EINVAL
+    while block < end and not ret:
+        if not pt_has_leaf(mm.pt, block):
+            ret = -EINVAL
+        elif not pt_is_huge(mm.pt, block):
+            up_read(mm.mmap_lock)
+            collapse_huge_page(mm, block)
+            down_read(mm.mmap_lock)
+        block += PMD_SIZE
+    return ret
+
+
+TRANSPARENT_HUGEPAGE = [
+    huge_fault, shared_with_a_child, link_vma, split_huge_pmd, zap_pages, move_page_tables, split_folios,
+    madvise_collapse,
+]  # fmt: skip

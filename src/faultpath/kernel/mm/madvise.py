@@ -5,7 +5,7 @@ from __future__ import annotations
 from faultpath.kernel.errno import EACCES, EINVAL, ENOMEM
 from faultpath.kernel.mm.fault import ANON, EXCLUSIVE, ZERO, File, shared_with_a_child
 from faultpath.kernel.mm.files import mm_truncate, next_mapping, punch_hole
-from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
+from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.reclaim import mm_reclaim
 from faultpath.kernel.mm.versions import LINUX_6_12
 from faultpath.kernel.mm.vma import (
@@ -24,7 +24,7 @@ from faultpath.kernel.mm.vma import (
 )
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
-from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, pt_get, pt_next
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, pt_clear, pt_get, pt_next
 from faultpath.protocol.language import protocol
 
 MADV_DONTNEED = 4
@@ -40,8 +40,10 @@ MADV_DONTDUMP = 16
 MADV_DODUMP = 17
 MADV_WIPEONFORK = 18
 MADV_KEEPONFORK = 19
+MADV_COLD = 20
 MADV_PAGEOUT = 21
 MADV_DONTNEED_LOCKED = 24
+MADV_COLLAPSE = 25
 
 
 @protocol
@@ -70,31 +72,73 @@ def mapped_elsewhere(mm: Mm, vma: Vma, page: int, pte: int) -> int:
 
 
 @protocol
+def tell_others(mm: Mm, vma: Vma, page: int) -> None:
+    """rmap_walk_file(): on the way to the place that maps a file's page, CLEAR where it might be mapped as well."""
+    if vma.file & UNKNOWN:
+        return
+    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    other = next_mapping(mm, vma.file, -1, 0)
+    while other:
+        at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
+        if at >= other.start and at <= other.last:
+            if at == page:
+                return
+            raise_end(raise_start(mm, at, at + PAGE_SIZE, CLEAR, RAISES_CALLS))
+        other = next_mapping(mm, vma.file, other.pgoff, other.linked)
+
+
+@protocol
 def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
     """madvise_pageout(), Linux 6.18, without swap: the pages of files go that nobody else maps, one by one."""
     page = pt_next(mm.pt, start, end)
     while page < end:
         pte = pt_get(mm.pt, page)
         if not pte & (ANON | ZERO) and not mapped_elsewhere(mm, vma, page, pte):
+            tell_others(mm, vma, page)
             mm_reclaim(mm, page)
         page = pt_next(mm.pt, page + PAGE_SIZE, end)
+
+
+@protocol
+def zap_pages(mm: Mm, start: int, end: int) -> None:
+    """unmap_single_vma() inside its event. With huge pages, huge.py's takes its place, as with those below."""
+    pt_clear(mm.pt, start, end)
+
+
+@protocol
+def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
+    """What an advice for a part of a large folio does to it: there are none."""
+
+
+@protocol
+def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
+    """madvise_collapse() without CONFIG_TRANSPARENT_HUGEPAGE."""
+    return -EINVAL
 
 
 @protocol
 def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
     """madvise_vma_behavior(), Linux 6.18: what one advice does to a part of one VMA."""
     flags = vma.flags
-    if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED:
-        zap_range(mm, start, end, CLEAR)
+    if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED or (advice == MADV_FREE and not vma.file):
+        range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
+        if advice == MADV_FREE:
+            split_folios(mm, vma, start, end, advice)
+        else:
+            zap_pages(mm, start, end)
+        raise_end(range)
+        return 0
+    if advice == MADV_COLLAPSE:
+        return madvise_collapse(mm, vma, start, end)
+    if advice == MADV_COLD:
+        split_folios(mm, vma, start, end, advice)
         return 0
     if advice == MADV_PAGEOUT:
+        split_folios(mm, vma, start, end, advice)
         madvise_pageout(mm, vma, start, end)
         return 0
     if advice == MADV_FREE:
-        if vma.file:
-            return -EINVAL
-        raise_end(raise_start(mm, start, end, CLEAR, RAISES_CALLS))
-        return 0
+        return -EINVAL
     if advice == MADV_DONTFORK:
         flags = flags | DONTCOPY
     elif advice == MADV_DOFORK:

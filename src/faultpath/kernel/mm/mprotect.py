@@ -20,7 +20,7 @@ from faultpath.kernel.mm.vma import (
 )
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_write, up_write
-from faultpath.kernel.primitives.pagetable import pt_has_table, pt_upgrade, pt_write_protect
+from faultpath.kernel.primitives.pagetable import WRITE, pt_add_bits, pt_has_table, pt_write_protect
 from faultpath.protocol.language import protocol
 
 P4D_SIZE = 1 << 39
@@ -47,9 +47,9 @@ def change_protection(mm: Mm, vma: Vma, start: int, end: int) -> None:
             if not vma.prot & PROT_WRITE:
                 pt_write_protect(mm.pt, first, upto)
             elif vma.flags & MAP_SHARED:
-                pt_upgrade(mm.pt, first, upto, 0)
+                pt_add_bits(mm.pt, first, upto, 0, WRITE)
             else:
-                pt_upgrade(mm.pt, first, upto, ANON | EXCLUSIVE)
+                pt_add_bits(mm.pt, first, upto, ANON | EXCLUSIVE, WRITE)
             raise_end(range)
         start = upto
 

@@ -47,6 +47,12 @@ def realigned(mm: Mm, vma: Vma, old: int, new: int, size: int) -> int:
 
 
 @protocol
+def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
+    """move_page_tables() between range_start and range_end. Where there are huge pages, huge.py's takes its place."""
+    pt_move(mm.pt, old, new, size)
+
+
+@protocol
 def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
     """move_vma(), Linux 6.18: UNMAP of the old place twice, in move_page_tables(), and in do_vmi_munmap().
 
@@ -60,7 +66,7 @@ def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int,
         vma = vma_at(mm, old)
         more = realigned(mm, vma, old, new, old_size)
         range = raise_start(mm, old - more, old + old_size, UNMAP, RAISES_CALLS)
-        pt_move(mm.pt, old, new, old_size)
+        move_page_tables(mm, old, new, old_size)
         raise_end(range)
         if not flags & MREMAP_DONTUNMAP:
             do_vmi_align_munmap(mm, old, old + old_size, 0)

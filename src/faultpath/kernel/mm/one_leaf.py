@@ -62,6 +62,12 @@ def no_file_is_known_to_reclaim(mm: Mm, vma: Vma, page: int) -> int:
     return 0
 
 
+@protocol(replaces=madvise.tell_others)
+def no_file_is_known_to_rmap(mm: Mm, vma: Vma, page: int) -> None:
+    """Files are only told from each other."""
+    return
+
+
 NEVER = (
     every_vma_has_one,
     link_vma,
@@ -71,4 +77,5 @@ NEVER = (
     no_file_is_known_to_a_fault,
     no_file_is_known_to_a_punch,
     no_file_is_known_to_reclaim,
+    no_file_is_known_to_rmap,
 )

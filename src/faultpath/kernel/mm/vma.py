@@ -152,6 +152,12 @@ def cut_vmas(mm: Mm, start: int, end: int) -> None:
 
 
 @protocol
+def split_huge_pmd(mm: Mm, block: int, since: int) -> None:
+    """__split_huge_pmd(): CLEAR of 2 MiB. Where there are huge pages, huge.py's takes its place."""
+    raise_end(raise_start(mm, block, block + PMD_SIZE, CLEAR, since))
+
+
+@protocol
 def split_huge_pmd_if_needed(mm: Mm, vma: Vma, addr: int) -> None:
     """split_huge_pmd_if_needed(), Linux 6.18 (vma_adjust_trans_huge() since 2.6.38): a boundary will be inside a VMA.
 
@@ -159,7 +165,7 @@ def split_huge_pmd_if_needed(mm: Mm, vma: Vma, addr: int) -> None:
     """
     block = addr & -PMD_SIZE
     if addr != block and vma.start <= block and block + PMD_SIZE - 1 <= vma.last and pt_has_table(mm.pt, addr):
-        raise_end(raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS))
+        split_huge_pmd(mm, block, RAISES_CALLS)
 
 
 @protocol

@@ -218,8 +218,8 @@ def pt_fork(w: Words, pt: PageTable, start: int, end: int, bits: int) -> int:
 
 
 @primitive
-def pt_upgrade(w: Words, pt: PageTable, start: int, end: int, needed: int) -> int:
-    """Give WRITE to every valid entry in ``[start, end)`` that has the bits ``needed``; how many there are."""
+def pt_add_bits(w: Words, pt: PageTable, start: int, end: int, needed: int, bits: int) -> int:
+    """Give ``bits`` to every valid entry in ``[start, end)`` that has the bits ``needed``; how many had them not."""
     leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
     limit = min(end, w[pt + 3])
     given = 0
@@ -228,8 +228,8 @@ def pt_upgrade(w: Words, pt: PageTable, start: int, end: int, needed: int) -> in
             start += leaf_bytes - (start - w[pt + 2]) % leaf_bytes
             continue
         entry = get(w, pt, start)
-        if entry & VALID and entry & needed == needed and entry & WRITE == 0:
-            put(w, pt, start, entry | WRITE)
+        if entry & VALID and entry & needed == needed and entry & bits != bits:
+            put(w, pt, start, entry | bits)
             given += 1
         start += PAGE_SIZE
     return given
@@ -259,9 +259,9 @@ def pt_has_table(w: Words, pt: PageTable, addr: int) -> int:
     return 1 if table_of(w, pt, addr) else 0
 
 
-@primitive
-def pt_alloc(w: Words, pt: PageTable, addr: int) -> int:
-    """Make the tables above the leaf of an address (p4d_alloc, pud_alloc, pmd_alloc), in a tree of Linux's shape."""
+@helper
+def leaf_link(w: Words, pt: int, addr: int) -> int:
+    """The word that links the leaf of an address (Linux: the PMD), with the tables above it made."""
     link = pt
     level = w[pt + 1]
     page = (addr - w[pt + 2]) >> PAGE_SHIFT
@@ -270,6 +270,13 @@ def pt_alloc(w: Words, pt: PageTable, addr: int) -> int:
             w[link] = new_node(w, 1 << w[DIR_BITS])
         level -= 1
         link = w[link] + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))
+    return link
+
+
+@primitive
+def pt_alloc(w: Words, pt: PageTable, addr: int) -> int:
+    """Make the tables above the leaf of an address (p4d_alloc, pud_alloc, pmd_alloc), in a tree of Linux's shape."""
+    leaf_link(w, pt, addr)
     return 0
 
 
@@ -328,15 +335,24 @@ def pt_next(w: Words, pt: PageTable, start: int, end: int) -> int:
 def pt_move(w: Words, pt: PageTable, old: int, new: int, size: int) -> int:
     """Move the entries of ``[old, old + size)`` to ``new`` (move_page_tables); what was at ``new`` is overwritten.
 
-    Where there was a leaf there is one at the new place, whether anything is moved into it or not.
+    Where there was a leaf there is one at the new place, whether anything is moved into it or not. A whole leaf itself
+    goes to where none is (move_normal_pmd, move_huge_pmd).
     """
+    leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
     page = 0
     while page < size:
         # Step over absent leaves: a moved terabyte reservation costs what is in it.
         if leaf_of(w, pt, (old + page - w[pt + 2]) >> PAGE_SHIFT, False) == 0:
-            leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
             page += leaf_bytes - (old + page) % leaf_bytes
             continue
+        if (old + page) % leaf_bytes == 0 and (new + page) % leaf_bytes == 0 and page + leaf_bytes <= size:
+            to = leaf_link(w, pt, new + page)
+            if w[to] == 0:
+                link = leaf_link(w, pt, old + page)
+                w[to] = w[link]
+                w[link] = 0
+                page += leaf_bytes
+                continue
         leaf_of(w, pt, (new + page - w[pt + 2]) >> PAGE_SHIFT, True)
         entry = get(w, pt, old + page)
         if entry:
