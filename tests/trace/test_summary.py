@@ -329,8 +329,10 @@ def test_accesses_of_the_trace_s_own_are_the_device_s(tmp_path: Path) -> None:
     assert (found["invalidations"]["touched"], found["invalidations"]["useful"]) == (2, 1)
 
 
-def test_a_trace_without_touches_has_no_address_space(tmp_path: Path) -> None:
-    assert trace_info(trace(tmp_path / "t.trace", timed([row(Op.MUNMAP, 0x1000_0000, PAGE)])))["address_space"] is None
+def test_a_trace_without_rows_has_no_address_space(tmp_path: Path) -> None:
+    """One of calls alone, as strace's, has one that nobody touches."""
+    found = summary(trace(tmp_path / "t.trace", timed([row(Op.MUNMAP, 0x1000_0000, PAGE)])))
+    assert sum(found["faults"].values()) == 0
     assert trace_info(trace(tmp_path / "u.trace", []))["address_space"] is None
 
 

@@ -540,7 +540,7 @@ def test_live_recording_agrees_with_trace_cmd(tmp_path: Path, program: str, how:
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("program", ["work", "tasks"])
+@pytest.mark.parametrize("program", ["work", "births"])
 def test_perf_and_trace_cmd_tell_the_same_story(tmp_path: Path, program: str) -> None:
     """Both record the same run; what perf cannot tell of clone3 is left out."""
     if not shutil.which("perf"):
@@ -558,6 +558,8 @@ def test_perf_and_trace_cmd_tell_the_same_story(tmp_path: Path, program: str) ->
     golden, rows = ([row for row in some if row[0] in family and row[3] != "VMA"] for some in (golden, rows))
     rows = rows[next(i for i, row in enumerate(rows) if row[3] == "EXEC") :]
     assert len(rows) == len(golden) > 60
+    for some in (rows, golden):  # the two stamp an event one after the other: what two processors do may change places
+        some.sort(key=lambda row: row[1])
     odd = [(mine, perfs) for mine, perfs in zip(rows, golden, strict=True) if mine != perfs]
     # posix_spawn: CLONE_VM | CLONE_VFORK, which only task_newtask tells, and the child's faults before its exec.
     assert all((mine[3] == "FORK" and mine[7] & CLONE_VFORK) or mine[3] == "FAULT" for mine, _ in odd)
