@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from faultpath.trace.readers.perf_data import PerfData
 from faultpath.trace.readers.perf_text import PerfText
 from faultpath.trace.readers.strace import StraceRecording
 from faultpath.trace.readers.trace_dat_recording import TraceDatRecording
+from timing import median
 
 ROUNDS = 5
 EVENTS_PER_ROUND = 135  # of STORM: two threads, 64 faults each, and their calls
@@ -110,16 +109,6 @@ def make_strace(folder: Path, lines: int) -> Path:
     rounds = str(lines // LINES_PER_ROUND)
     subprocess.run(["strace", "-f", "-ttt", "-T", "-o", path, folder / "storm", rounds], check=True)
     return path
-
-
-def median(work: Callable[[], object]) -> float:
-    work()
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def decode_perf(path: Path) -> int:
@@ -215,14 +204,14 @@ WAYS = {
 def measure(path: Path, folder: Path) -> None:
     way = WAYS[recognise(path)]
     count = lines(path) if way.unit == "lines" else way.decode(path)
-    theirs = median(lambda: way.others(path, folder / "text"))
+    theirs = median(lambda: way.others(path, folder / "text"), ROUNDS)
     print(
         f"{path.name}: {count} {way.unit}; {way.peer} {theirs:.2f} s, {count / theirs / 1e6:.2f} M {way.unit}/s",
         flush=True,
     )
     for what, seconds in (
-        ("decode", median(lambda: way.decode(path))),
-        ("import", median(lambda: whole(path, folder / "out.trace"))),
+        ("decode", median(lambda: way.decode(path), ROUNDS)),
+        ("import", median(lambda: whole(path, folder / "out.trace"), ROUNDS)),
     ):
         rate = count / seconds / 1e6
         print(

@@ -13,12 +13,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +26,9 @@ import nsys_sample
 
 from faultpath.trace.readers.kfd_smi import KfdSmiLog
 from faultpath.trace.readers.nsys_sqlite import TABLES, NsysExport
+from timing import median
 
 ROUNDS = 3
-
-
-def median(work: Callable[[], object]) -> float:
-    work()
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def printing(out: Path, *command: str | Path) -> float:
@@ -48,12 +36,12 @@ def printing(out: Path, *command: str | Path) -> float:
         with out.open("wb") as file:
             subprocess.run(command, stdout=file, check=True)
 
-    return median(run)
+    return median(run, ROUNDS)
 
 
 def whole(path: Path, output: Path) -> float:
     run = "import sys; from faultpath.cli import main; sys.exit(main())"
-    return median(lambda: subprocess.run([sys.executable, "-c", run, "import", path, "-o", output], check=True))
+    return median(lambda: subprocess.run([sys.executable, "-c", run, "import", path, "-o", output], check=True), ROUNDS)
 
 
 def select(path: Path, queries: list[str]) -> None:
@@ -73,8 +61,8 @@ def nsys(folder: Path, records: int) -> None:
     plain = printing(folder / "text", "sqlite3", path, "; ".join(queries))
     by_time = printing(folder / "text", "sqlite3", path, "; ".join(ordered))
     print(f"Nsight Systems export, {records} records; sqlite3 {plain:.2f} s, by time {by_time:.2f} s")
-    line("select", records, median(lambda: select(path, queries)), "sqlite3", plain)
-    decode = median(lambda: [len(rows["time"]) for rows in NsysExport(path).rows()])
+    line("select", records, median(lambda: select(path, queries), ROUNDS), "sqlite3", plain)
+    decode = median(lambda: [len(rows["time"]) for rows in NsysExport(path).rows()], ROUNDS)
     line("decode", records, decode, "sqlite3 by time", by_time)
     line("import", records, whole(path, folder / "out.trace"), "sqlite3 by time", by_time)
 
@@ -85,7 +73,7 @@ def kfd(folder: Path, count: int) -> None:
         file.writelines(kfd_sample.storm(count))
     theirs = printing(folder / "text", "awk", "{ print $1, $2, $3, $4, $5, $6 }", path)
     print(f"amdkfd SMI events, {count} lines; awk {theirs:.2f} s")
-    line("decode", count, median(lambda: [len(rows["time"]) for rows in KfdSmiLog(path).rows()]), "awk", theirs)
+    line("decode", count, median(lambda: [len(rows["time"]) for rows in KfdSmiLog(path).rows()], ROUNDS), "awk", theirs)
     line("import", count, whole(path, folder / "out.trace"), "awk", theirs)
 
 

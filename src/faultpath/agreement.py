@@ -19,7 +19,7 @@ import faultpath
 from faultpath.engine.derive import Derivation, derivation
 from faultpath.engine.feed import Rows, as_rows, with_children
 from faultpath.errors import FaultpathError
-from faultpath.trace.formats import as_trace
+from faultpath.trace.formats import each_as_trace
 from faultpath.trace.ops import Event, Op
 from faultpath.trace.processes import ancestors, survey
 from faultpath.trace.schema import Trace, open_trace
@@ -59,13 +59,8 @@ def agreement(
     :raises FaultpathError: a wrong request or input, or a recording without the tap
     """
     traces = []
-    for source in sources:
-
-        def importing(done: int, total: int, name: str = source.name) -> None:
-            progress(f"import {name}", done, total)
-
-        with as_trace(source, importing) as path:
-            traces.append(_trace(open_trace(path), source.name, pid, progress))
+    for source, path in each_as_trace(sources, progress):
+        traces.append(_trace(open_trace(path), source.name, pid, progress))
     return {"schema": SCHEMA, "version": faultpath.__version__, "traces": traces}
 
 

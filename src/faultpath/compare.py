@@ -13,7 +13,7 @@ from faultpath.design import Design
 from faultpath.engine import feed
 from faultpath.engine.replay import ACCESSES_RESIDENT, ACCESSES_TOUCHED, Replay
 from faultpath.kernel.mm.versions import version_of
-from faultpath.trace.formats import as_trace, recognise
+from faultpath.trace.formats import each_as_trace, recognise
 from faultpath.trace.processes import Process, Survey, survey
 from faultpath.trace.schema import Trace, open_trace
 
@@ -41,13 +41,8 @@ def compare(
     """
     designs = [catalog.find(request) for request in requests]
     traces = []
-    for source in sources:
-
-        def importing(done: int, total: int, name: str = source.name) -> None:
-            progress(f"import {name}", done, total)
-
-        with as_trace(source, importing) as path:
-            traces.append(_trace(open_trace(path), source.name, recognise(source), designs, accesses, pid, progress))
+    for source, path in each_as_trace(sources, progress):
+        traces.append(_trace(open_trace(path), source.name, recognise(source), designs, accesses, pid, progress))
     return {"schema": SCHEMA, "version": faultpath.__version__, "traces": traces}
 
 

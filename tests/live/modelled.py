@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 
 from faultpath.engine import world
+from faultpath.engine.derive import LOG, listen, listener
 from faultpath.engine.native import Native
 from faultpath.engine.world import Words
 from faultpath.kernel.mm.fault import File, mm_cpu_fault
 from faultpath.kernel.mm.files import mm_ftruncate, punch_hole
-from faultpath.kernel.mm.fork import mm_child_ends, mm_fork, mm_init
+from faultpath.kernel.mm.fork import mm_child_ends, mm_fork
 from faultpath.kernel.mm.huge import TRANSPARENT_HUGEPAGE, mm_init_huge
 from faultpath.kernel.mm.madvise import mm_madvise
 from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
@@ -17,10 +18,10 @@ from faultpath.kernel.mm.mprotect import mm_mprotect
 from faultpath.kernel.mm.mremap import mm_mremap
 from faultpath.kernel.mm.raising import RAISES_CALLS
 from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_SHARED
-from faultpath.kernel.mmu_notifier import Mm, Notifier, Range, mmu_notifier_register
+from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.heap import on_stack
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_init
-from faultpath.protocol.language import Ops, Protocol, primitive, protocol
+from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program, Source
 from live.kernel import Answer, Call
 
@@ -29,34 +30,11 @@ BASE = 1 << 44  # of the window
 FILE_PAGES = 1 << 14
 
 
-@primitive
-def note(w: Words, start: int, end: int) -> int:
-    """Write a range down behind the heap."""
-    log = w[world.CAPACITY]
-    w[log] += 2
-    w[log + w[log] - 1] = start
-    w[log + w[log]] = end
-    return 0
-
-
-@protocol
-def told(sub: Notifier, range: Range) -> int:  # noqa: A002 - the kernel's name
-    """KVM's part in the tap: a plain notifier that says what it is told."""
-    note(range.start, range.end)
-    return 0
-
-
-tap_ops = Ops("tap_ops", invalidate_range_start=told)
-
-
 @protocol
 def new_process(task_size: int, raises: int, version: int) -> Mm:
     """An address space under the tap."""
-    mm = mm_init(task_size, raises, version)
+    mm = listen(task_size, raises, version)
     mm_init_huge(mm)
-    tap = on_stack(Notifier)
-    tap.ops = tap_ops
-    mmu_notifier_register(tap, mm)
     return mm
 
 
@@ -83,7 +61,7 @@ ROOTS = [
 
 @functools.cache
 def native(replacements: tuple[Source, ...]) -> Native:
-    return Native(Program(ROOTS, [tap_ops], [*TRANSPARENT_HUGEPAGE, *replacements]))
+    return Native(Program(ROOTS, [listener], [*TRANSPARENT_HUGEPAGE, *replacements]))
 
 
 @functools.cache
@@ -102,7 +80,7 @@ class Model:
         for word, value in kept.items():
             w[word] = value
         w[world.BRK] = world.HEAP
-        self.log = int(w[world.CAPACITY])
+        self.log = int(w[world.CAPACITY]) + LOG
         w[self.log] = 0
         self.mm = self.call(new_process, TASK_SIZE, RAISES_CALLS, version, mm=False)
         self.files: dict[int, int] = {}
@@ -120,8 +98,8 @@ class Model:
         self.w[self.log] = 0
         name, *args = call
         result = getattr(self, str(name))(*args)
-        told = self.w[self.log + 1 : self.log + 1 + int(self.w[self.log])].reshape(-1, 2) - BASE
-        return result, [(start, end) for start, end in told.tolist()]
+        told = self.w[self.log + 1 : self.log + 1 + 3 * int(self.w[self.log])].reshape(-1, 3)
+        return result, [(start - BASE, end - BASE) for start, end, _ in told.tolist()]
 
     def mmap(self, at: int, size: int, prot: int, flags: int, file: int, offset: int) -> int:
         if not flags & MAP_ANONYMOUS:

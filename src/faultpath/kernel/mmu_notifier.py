@@ -93,7 +93,7 @@ class Mm(Struct):
     version: int  # whose CPU side it is, where that matters: LINUX_* in mm/versions.py
     anon_vmas: int  # how many there have been
     files: int  # how many that are only told from others
-    mappings: int  # how often a VMA has been linked into a file's i_mmap
+    mappings: int  # how often a VMA has been linked
     forks: int  # while some child of an earlier fork lived
     children: int  # those that live, one bit each
     folios: PageTable  # where folios of 2 MiB begin (mm/huge.py)

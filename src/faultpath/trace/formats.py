@@ -6,7 +6,7 @@ import contextlib
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from faultpath.errors import FaultpathError
@@ -101,3 +101,17 @@ def as_trace(source: Path, progress: Progress | None = None) -> Iterator[Path]:
         path = Path(folder) / "imported.trace"
         import_recording(source, path, progress)
         yield path
+
+
+def each_as_trace(sources: Sequence[Path], progress: Callable[[str, int, int], None]) -> Iterator[tuple[Path, Path]]:
+    """Each source with the path of its trace, good until the next one is asked for.
+
+    :param progress: called with what is being imported, bytes done and bytes in all
+    """
+    for source in sources:
+
+        def importing(done: int, total: int, name: str = source.name) -> None:
+            progress(f"import {name}", done, total)
+
+        with as_trace(source, importing) as path:
+            yield source, path

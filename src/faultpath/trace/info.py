@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from faultpath.trace.ops import Event, Op
-from faultpath.trace.processes import Process, Survey, survey
-from faultpath.trace.schema import Columns, Trace, open_trace
-
-#: A process's rows with the invalidations derived from them (faultpath.engine.derive).
-Derive = Callable[[Trace, Survey, Process], Iterator[Columns]]
+from faultpath.trace.processes import Derive, survey
+from faultpath.trace.schema import Columns, open_trace
 
 # what is going on, rows done, rows in all
 Progress = Callable[[str, int, int], None]

@@ -66,6 +66,10 @@ class Survey:
         return busy[0]
 
 
+#: A process's own rows, the invalidations derived from them among them (faultpath.engine.derive).
+Derive = Callable[[Trace, Survey, Process], Iterator[Columns]]
+
+
 def ahead(pieces: Iterator[Columns]) -> Iterator[Columns]:
     """The same pieces; while one is worked on, a thread gets the next."""
     with ThreadPoolExecutor(1) as worker:

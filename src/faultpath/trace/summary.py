@@ -8,7 +8,7 @@ more than it is told to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from faultpath.trace import ordered
 from faultpath.trace import tally as counts
 from faultpath.trace.address_map import KINDS
 from faultpath.trace.ops import Event, Op
-from faultpath.trace.processes import Process, Survey, ahead, in_effect, until_birth
+from faultpath.trace.processes import Derive, Process, Survey, ahead, in_effect, until_birth
 from faultpath.trace.schema import Columns, Trace
 
 SLICES = 16
@@ -34,10 +34,6 @@ ADVICE = {
 BLOCKS = (64 << 10, 2 << 20, 512 << 20, 1 << 30)
 
 Numbers = NDArray[np.int64]
-
-
-#: A process's rows, the invalidations derived from them among them (faultpath.engine.derive).
-Derive = Callable[[Trace, Survey, Process], Iterator[Columns]]
 
 
 def summary(

@@ -12,14 +12,20 @@ from faultpath.protocol.language import NULL, protocol
 
 
 @protocol
-def next_mapping(mm: Mm, file: int, pgoff: int, linked: int) -> Vma:
-    """vma_interval_tree_foreach(): what follows in i_mmap's order, which is by offset, then by when it was linked."""
+def next_mapping(mm: Mm, file: int, anon_vma: int, pgoff: int, linked: int) -> Vma:
+    """vma_interval_tree_foreach() of a file's i_mmap, or without a file anon_vma_interval_tree_foreach(): what follows.
+
+    The order is by offset, then by when a VMA was linked.
+    """
     found = Vma(NULL)
     vma = next_vma(mm, 0)
     while vma:
         after = vma.pgoff > pgoff or (vma.pgoff == pgoff and vma.linked > linked)
         before = not found or vma.pgoff < found.pgoff or (vma.pgoff == found.pgoff and vma.linked < found.linked)
-        if vma.file == file and after and before:
+        belongs = vma.anon_vma == anon_vma
+        if file:
+            belongs = vma.file == file
+        if belongs and after and before:
             found = vma
         vma = next_vma(mm, vma.last + 1)
     return found
@@ -29,14 +35,14 @@ def next_mapping(mm: Mm, file: int, pgoff: int, linked: int) -> Vma:
 def unmap_mapping_range(mm: Mm, file: int, first: int, end: int) -> None:
     """unmap_mapping_range(), Linux 6.18: every VMA that maps pages ``[first, end)`` of a file, CLEAR of its part."""
     down_read(mm.i_mmap)
-    vma = next_mapping(mm, file, -1, 0)
+    vma = next_mapping(mm, file, 0, -1, 0)
     while vma:
         low = max(first, vma.pgoff)
         high = min(end, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
         if low < high:
             at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
             zap_range(mm, at, at + ((high - low) << PAGE_SHIFT), CLEAR)
-        vma = next_mapping(mm, file, vma.pgoff, vma.linked)
+        vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
     up_read(mm.i_mmap)
 
 

@@ -14,12 +14,12 @@ from faultpath.kernel.errno import EINVAL
 from faultpath.kernel.mm import fault, madvise, mremap
 from faultpath.kernel.mm import vma as vmas
 from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, NO_BIRTH, ZERO, new_anon_page
+from faultpath.kernel.mm.files import next_mapping
 from faultpath.kernel.mm.madvise import MADV_PAGEOUT
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_18
-from faultpath.kernel.mm.vma import HUGEPAGE, NOHUGEPAGE, PMD_SIZE, Vma, anon_vma_prepare, next_vma, vma_at
+from faultpath.kernel.mm.vma import HUGEPAGE, NOHUGEPAGE, PMD_SIZE, Vma, anon_vma_prepare, vma_at
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.itree import itree_insert
 from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import (
     DEVICE_BITS,
@@ -50,7 +50,7 @@ from faultpath.kernel.primitives.pmd import (
     pt_set_huge,
     pt_split_huge,
 )
-from faultpath.protocol.language import NULL, protocol
+from faultpath.protocol.language import protocol
 
 LARGE = ANON | ZERO  # both: a page of a folio of 2 MiB
 DATA = 1 << 15  # of such a page: it was written
@@ -218,28 +218,6 @@ def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
     pt_move(mm.pt, old, new, size)
 
 
-@protocol(replaces=vmas.link_vma)
-def link_vma(mm: Mm, vma: Vma) -> None:
-    """vma_link(): among the VMAs, and among its file's or its anon_vma's."""
-    mm.mappings += 1
-    vma.linked = mm.mappings
-    itree_insert(mm.vmas, vma)
-
-
-@protocol
-def next_in_anon_vma(mm: Mm, anon_vma: int, pgoff: int, linked: int) -> Vma:
-    """anon_vma_interval_tree_foreach(): what follows in its order, which is i_mmap's."""
-    found = Vma(NULL)
-    vma = next_vma(mm, 0)
-    while vma:
-        after = vma.pgoff > pgoff or (vma.pgoff == pgoff and vma.linked > linked)
-        before = not found or vma.pgoff < found.pgoff or (vma.pgoff == found.pgoff and vma.linked < found.linked)
-        if vma.anon_vma == anon_vma and after and before:
-            found = vma
-        vma = next_vma(mm, vma.last + 1)
-    return found
-
-
 @protocol
 def split_folio(mm: Mm, vma: Vma, page: int) -> None:
     """split_folio() and unmap_folio(), Linux 6.18: CLEAR from every VMA that may map a part of it, while one does.
@@ -252,7 +230,7 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
     index -= (index - begins) & (FOLIO_PAGES - 1)
     anon_vma = vma.anon_vma
     zero = new_frame(page) | VALID | ZERO
-    vma = next_in_anon_vma(mm, anon_vma, -1, 0)
+    vma = next_mapping(mm, 0, anon_vma, -1, 0)
     while vma and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO):
         low = max(index, vma.pgoff)
         high = min(index + FOLIO_PAGES, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
@@ -264,7 +242,7 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
             pt_rewrite(mm.pt, start, end, pte & ~DATA, SAME_FOLIO | DATA, zero, 0)
             pt_rewrite(mm.pt, start, end, pte | DATA, SAME_FOLIO | DATA, ANON, ~(LARGE | DATA))
             raise_end(range)
-        vma = next_in_anon_vma(mm, anon_vma, vma.pgoff, vma.linked)
+        vma = next_mapping(mm, 0, anon_vma, vma.pgoff, vma.linked)
 
 
 @protocol(replaces=madvise.split_folios)
@@ -325,6 +303,6 @@ def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
 
 
 TRANSPARENT_HUGEPAGE = [
-    huge_fault, shared_with_a_child, link_vma, split_huge_pmd, zap_pages, move_page_tables, split_folios,
+    huge_fault, shared_with_a_child, split_huge_pmd, zap_pages, move_page_tables, split_folios,
     madvise_collapse,
 ]  # fmt: skip

@@ -50,14 +50,14 @@ MADV_COLLAPSE = 25
 def mapped_in_i_mmap(mm: Mm, vma: Vma, page: int) -> int:
     """Whether a page of a known file is mapped at another place."""
     offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
-    other = next_mapping(mm, vma.file, -1, 0)
+    other = next_mapping(mm, vma.file, 0, -1, 0)
     while other:
         at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
         if at >= other.start and at <= other.last and at != page:
             entry = pt_get(mm.pt, at)
             if entry & VALID and not entry & ANON:
                 return 1
-        other = next_mapping(mm, vma.file, other.pgoff, other.linked)
+        other = next_mapping(mm, vma.file, 0, other.pgoff, other.linked)
     return 0
 
 
@@ -77,14 +77,14 @@ def tell_others(mm: Mm, vma: Vma, page: int) -> None:
     if vma.file & UNKNOWN:
         return
     offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
-    other = next_mapping(mm, vma.file, -1, 0)
+    other = next_mapping(mm, vma.file, 0, -1, 0)
     while other:
         at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
         if at >= other.start and at <= other.last:
             if at == page:
                 return
             raise_end(raise_start(mm, at, at + PAGE_SIZE, CLEAR, RAISES_CALLS))
-        other = next_mapping(mm, vma.file, other.pgoff, other.linked)
+        other = next_mapping(mm, vma.file, 0, other.pgoff, other.linked)
 
 
 @protocol

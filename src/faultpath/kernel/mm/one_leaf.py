@@ -28,7 +28,7 @@ def every_vma_has_one(mm: Mm, vma: Vma) -> None:
 
 @protocol(replaces=vma.link_vma)
 def link_vma(mm: Mm, vma: Vma) -> None:
-    """No file is known that could ask for its mappings."""
+    """Nobody asks in which order VMAs were linked: no file is known, and there are no huge pages."""
     itree_insert(mm.vmas, vma)
 
 

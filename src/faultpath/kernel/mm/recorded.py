@@ -47,19 +47,13 @@ PAGE_MASK = -PAGE_SIZE
 
 
 @protocol
-def invalidate_range(mm: Mm, start: int, end: int, event: int) -> None:
-    """range_start and at once range_end of ``[start, end)``, around nothing."""
+def recorded_invalidation(mm: Mm, start: int, end: int, event: int) -> None:
+    """A recorded invalidation, counted: start and at once end, for the CPU's page table follows the calls."""
+    count("invalidations")
     range = new_range(mm, start, end, event)
     mmu_notifier_invalidate_range_start(range)
     mmu_notifier_invalidate_range_end(range)
     off_stack(range)
-
-
-@protocol
-def recorded_invalidation(mm: Mm, start: int, end: int, event: int) -> None:
-    """A recorded invalidation, counted; the CPU's page table follows the calls."""
-    count("invalidations")
-    invalidate_range(mm, start, end, event)
 
 
 # --- mappings

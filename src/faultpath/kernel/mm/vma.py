@@ -56,7 +56,7 @@ class Vma(IntervalNode):
     file: int
     pgoff: int
     anon_vma: int
-    linked: int  # when it was last linked into its file's i_mmap
+    linked: int  # when it was last linked, which its file's i_mmap and its anon_vma go by
 
 
 @protocol
@@ -82,10 +82,9 @@ def vma_at(mm: Mm, addr: int) -> Vma:
 
 @protocol
 def link_vma(mm: Mm, vma: Vma) -> None:
-    """vma_link(): among the VMAs, and among its file's."""
-    if vma.file and not vma.file & UNKNOWN:
-        mm.mappings += 1
-        vma.linked = mm.mappings
+    """vma_link(): among the VMAs, and among its file's or its anon_vma's."""
+    mm.mappings += 1
+    vma.linked = mm.mappings
     itree_insert(mm.vmas, vma)
 
 
