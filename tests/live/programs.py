@@ -218,3 +218,52 @@ class Dense:
 
 def dense(seed: int) -> list[Call]:
     return Dense(Random(seed)).draw()
+
+
+class Small(Dense):
+    """The same in a few pages on either side of borders of page tables, of files as well, none huge."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.collapses = self.huge = False
+        self.marks = MARKS if random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
+        self.kinds = random.choice([KINDS, KINDS, PRIVATE_MEMORY, [PRIVATE, SHARED]])
+        borders = random.sample(sorted(set(ANCHORS)), random.choice([1, 1, 2, 2, 3]))
+        self.first = [max(border - random.choice([0, 4, 8]) * PAGE, 0) for border in borders]
+
+    def draw(self) -> list[Call]:
+        for start in self.first:
+            self.mmap(start, self.random.randint(6, 16) * PAGE)
+        for _ in range(self.random.randint(0, 3)):
+            self.mmap(*self.place())
+        for _ in range(self.random.randint(10, 50)):
+            self.call()
+        return numbered(self.program)
+
+    def address(self) -> int:
+        return self.random.choice(self.first) + self.random.randint(0, 15) * PAGE
+
+    def place(self) -> tuple[int, int]:
+        start, other = self.address(), self.address()
+        if start < other and self.random.random() < 0.3:
+            return start, other - start
+        return start, self.random.randint(1, 9) * PAGE
+
+    def mmap(self, start: int, size: int) -> None:
+        prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
+        where = self.random.randint(0, 1), self.random.randint(0, 11) * PAGE
+        self.program.append(("mmap", start, size, prot, self.random.choice(self.kinds), *where))
+
+    def call(self) -> None:
+        random = self.random
+        match random.choices(range(3), [30, 1, 1])[0]:
+            case 0:
+                super().call()
+            case 1:
+                self.program.append(("punch", random.randint(0, 1), random.randint(0, 11) * PAGE, self.place()[1]))
+            case 2:
+                self.program.append(("truncate", random.randint(0, 1), random.randint(1, 24) * PAGE))
+
+
+def small(seed: int) -> list[Call]:
+    return Small(Random(seed)).draw()
