@@ -143,7 +143,6 @@ class Dense:
             MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
         )
         self.alive = 0
-        self.lets_go = random.choice([FREE, PAGEOUT])  # not both: what was let go of lazily is not modelled
         self.program: list[Call | None] = []
 
     def draw(self) -> list[Call]:
@@ -185,7 +184,7 @@ class Dense:
             case 1:
                 calls = [("read", self.address())]
             case 2:
-                advice = [DONTNEED] * 4 + [self.lets_go] * 3 + [COLD, REMOVE, *self.marks]
+                advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, REMOVE, *self.marks]
                 advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:
