@@ -23,6 +23,7 @@ from faultpath.kernel.mm.pages import (
     LAZY,
     REDIRTIED,
     Pages,
+    file_written,
     folio_number,
     lazy_entry,
     small_page_is_shared,
