@@ -129,6 +129,7 @@ programs = st.lists(
 
 BLOCKS = 4  # of 2 MiB
 SOMEWHERE_ELSE = 8 * PMD
+MOST_CHILDREN = 7  # from the first one that lives on: of which it is known whether a page was kept from them
 
 
 class Dense:
@@ -138,11 +139,7 @@ class Dense:
         self.random = random
         self.collapses = random.random() < 0.5  # of private memory only: files are not modelled
         self.huge = random.random() < 0.8
-        # Which child has a page is known as long as every one had all that was there; else one lives at a time.
-        self.marks = (
-            MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
-        )
-        self.alive = 0
+        self.alive = self.forks = 0
         self.program: list[Call | None] = []
 
     def draw(self) -> list[Call]:
@@ -184,7 +181,7 @@ class Dense:
             case 1:
                 calls = [("read", self.address())]
             case 2:
-                advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, REMOVE, *self.marks]
+                advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, REMOVE, *MARKS]
                 advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:
@@ -194,7 +191,8 @@ class Dense:
             case 5:
                 calls = [self.move(*where)]
             case 6:
-                if not self.alive or self.marks is not MARKS:
+                self.forks = self.forks + 1 if self.alive else 1
+                if self.forks <= MOST_CHILDREN:
                     self.alive += 1
                     calls = [("fork",)]
             case 7:
@@ -225,7 +223,6 @@ class Small(Dense):
     def __init__(self, random: Random) -> None:
         super().__init__(random)
         self.collapses = self.huge = False
-        self.marks = MARKS if random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
         self.kinds = random.choice([KINDS, KINDS, PRIVATE_MEMORY, [PRIVATE, SHARED]])
         borders = random.sample(sorted(set(ANCHORS)), random.choice([1, 1, 2, 2, 3]))
         self.first = [max(border - random.choice([0, 4, 8]) * PAGE, 0) for border in borders]
