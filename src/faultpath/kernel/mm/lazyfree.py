@@ -24,7 +24,7 @@ from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_st
 from faultpath.kernel.mm.vma import PMD_SIZE, Vma
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, pt_clear, pt_get, pt_next, pt_set
-from faultpath.kernel.primitives.pmd import FRAME_BITS, pt_batch, pt_count, pt_is_huge, pt_reclaim
+from faultpath.kernel.primitives.pmd import FRAME_BITS, pt_batch, pt_count, pt_is_huge, pt_split_huge
 from faultpath.protocol.language import protocol
 
 # --- MADV_FREE
@@ -90,15 +90,13 @@ def try_to_unmap_page(mm: Mm, page: int, pte: int) -> None:
 
 @protocol
 def try_to_unmap_folio(mm: Mm, page: int, pte: int) -> None:
-    """The same of a large one that is mapped whole (unmap_huge_pmd_locked(), folio_unmap_pte_batch())."""
+    """The same of a large one that is mapped whole; its huge PMD is split first, as Linux 6.18 is seen to do."""
     known = Pages(mm.pages)
     number = folio_number(pte)
     end = page + PMD_SIZE
+    pt_split_huge(mm.pt, page)
     if pt_count(known.lazy, page, end, CLEAN | pte & FRAME_BITS, CLEAN | FRAME_BITS) < FOLIO_PAGES:
         pt_set(known.folios, number, pt_get(known.folios, number) & ~LAZY | FOLIO_DIRTY)
-    elif pt_is_huge(mm.pt, page):
-        pt_clear(mm.pt, page, end)
-        pt_reclaim(mm.pt, page, end)
     else:
         pt_clear(mm.pt, page, end)
 
