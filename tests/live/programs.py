@@ -137,7 +137,7 @@ class Dense:
 
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.collapses = random.random() < 0.5  # of private memory only: files are not modelled
+        self.collapses = random.random() < 0.5  # then no 2 MiB of files are mapped: those are not modelled
         self.huge = random.random() < 0.8
         self.alive = self.forks = 0
         self.program: list[Call | None] = []
@@ -167,7 +167,9 @@ class Dense:
         )
 
     def mmap(self, start: int, size: int) -> None:
-        kinds = OF_FILES if not self.collapses and self.random.random() < 0.15 else PRIVATE_MEMORY
+        kinds = OF_FILES if self.random.random() < 0.15 else PRIVATE_MEMORY
+        if self.collapses and kinds is OF_FILES:
+            size = min(size, PMD - PAGE)
         prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
         where = self.random.randint(0, 1), self.random.randint(0, 11) * PAGE
         self.program.append(("mmap", start, size, prot, self.random.choice(kinds), *where))
@@ -208,6 +210,8 @@ class Dense:
         to += self.random.choice([0, 0, 0, PAGE, PMD])
         keep = self.random.random() < 0.3
         new_size = size if keep or self.random.random() < 0.7 else self.place()[1]
+        if self.collapses:
+            new_size = min(new_size, size)
         if start < to + new_size and to < start + size:
             return None
         return "mremap", start, size, new_size, MAY_MOVE_FIXED | (DONT_UNMAP if keep else 0), to

@@ -195,6 +195,11 @@ CASES: dict[str, list[Call]] = {
         ("madvise", PMD + 3 * PAGE, PAGE, 4), ("write", PMD), ("madvise", PMD, 2 * PAGE, 20),
         ("madvise", PMD, 4 * PAGE, 21), ("madvise", PMD, 4 * PAGE, 21),
     ],
+    "a page table is moved whole, with what it has of nothing below": [
+        ("mmap", 2 * PAGE, 3 * PMD, 3, ANON, 0, 0), ("madvise", 2 * PAGE, 3 * PMD, 14), ("read", PMD - PAGE),
+        ("mremap", 2 * PAGE, PMD, PMD, 7, 8 * PMD + 2 * PAGE), ("mmap", 0, 2 * PAGE, 3, ANON, 0, 0),
+        ("madvise", 0, 2 * PAGE, 14), ("write", 0), ("madvise", 0, PAGE, 4),
+    ],
     "a page is kept from some children and not from others": [
         ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("write", 0), ("write", PAGE), ("fork", 1), ("madvise", 0, PAGE, 10),
         ("fork", 2), ("madvise", 0, PAGE, 11), ("ends", 1), ("write", 0), ("write", PAGE), ("fork", 3), ("ends", 2),

@@ -66,7 +66,7 @@ def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int,
         vma = vma_at(mm, old)
         more = realigned(mm, vma, old, new, old_size)
         range = raise_start(mm, old - more, old + old_size, UNMAP, RAISES_CALLS)
-        move_page_tables(mm, old, new, old_size)
+        move_page_tables(mm, old - more, new - more, old_size + more)
         raise_end(range)
         if not flags & MREMAP_DONTUNMAP:
             do_vmi_align_munmap(mm, old, old + old_size, 0)
