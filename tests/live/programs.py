@@ -16,7 +16,7 @@ FAR = 2 * PUD
 # Where things happen: near the borders of page tables, so that VMAs and tables end beside each other.
 ANCHORS = [0, 0, 0, PMD, PMD, 2 * PMD, 3 * PMD, PUD - PMD, PUD, PUD + PMD]
 PRIVATE, SHARED = 0x02, 0x01
-ANONYMOUS, GROWSDOWN, NORESERVE, STACK = 0x20, 0x100, 0x4000, 0x20000
+ANONYMOUS, GROWSDOWN, NORESERVE, STACK, HUGETLB = 0x20, 0x100, 0x4000, 0x20000, 0x40000
 KINDS = [PRIVATE | ANONYMOUS] * 3 + [SHARED | ANONYMOUS, PRIVATE, SHARED]
 KINDS += [PRIVATE | ANONYMOUS | more for more in (NORESERVE, GROWSDOWN, STACK)]
 PRIVATE_MEMORY = [kind for kind in KINDS if kind & PRIVATE and kind & ANONYMOUS]
@@ -135,6 +135,8 @@ MOST_CHILDREN = 7  # from the first one that lives on: of which it is known whet
 class Dense:
     """One random program of calls in a few blocks of 2 MiB, most of them mapped, most with huge pages."""
 
+    unit = PAGE
+
     def __init__(self, random: Random) -> None:
         self.random = random
         self.collapses = random.random() < 0.5  # then no 2 MiB of files are mapped: those are not modelled
@@ -143,7 +145,7 @@ class Dense:
         self.program: list[Call | None] = []
 
     def draw(self) -> list[Call]:
-        start = self.random.choice([0, 0, 0, PAGE, 5 * PAGE])
+        start = self.random.choice([0, 0, 0, self.unit, 5 * self.unit])
         self.program.append(("mmap", start, BLOCKS * PMD, READ_WRITE, self.random.choice(PRIVATE_MEMORY), 0, 0))
         for _ in range(self.random.randint(0, 2)):
             self.mmap(*self.place())
@@ -207,7 +209,7 @@ class Dense:
 
     def move(self, start: int, size: int) -> Call | None:
         to = self.random.choice([start + SOMEWHERE_ELSE, start + SOMEWHERE_ELSE, self.address(), SOMEWHERE_ELSE])
-        to += self.random.choice([0, 0, 0, PAGE, PMD])
+        to += self.random.choice([0, 0, 0, self.unit, PMD])
         keep = self.random.random() < 0.3
         new_size = size if keep or self.random.random() < 0.7 else self.place()[1]
         if self.collapses:
@@ -267,3 +269,31 @@ class Small(Dense):
 
 def small(seed: int) -> list[Call]:
     return Small(Random(seed)).draw()
+
+
+class HugeTLB(Dense):
+    """Of whole blocks, of which MAP_HUGETLB's and others' lie side by side."""
+
+    unit = PMD
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.collapses = False
+        self.huge = random.random() < 0.3
+
+    def address(self) -> int:
+        return self.random.randrange(BLOCKS) * PMD
+
+    def place(self) -> tuple[int, int]:
+        return self.address(), self.random.randint(1, 3) * PMD
+
+    def mmap(self, start: int, size: int) -> None:
+        kind = self.random.choice([PRIVATE | ANONYMOUS, SHARED | ANONYMOUS])
+        if self.random.random() < 0.8:
+            kind |= HUGETLB
+        prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
+        self.program.append(("mmap", start, size, prot, kind, 0, 0))
+
+
+def hugetlb(seed: int) -> list[Call]:
+    return HugeTLB(Random(seed)).draw()

@@ -12,16 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from faultpath.kernel.mm import fault, files, fork, huge, lazyfree, mmap, mprotect, mremap, pages, vma
+from faultpath.kernel.mm import hugetlb as hugetlb_mm
 from faultpath.kernel.mm.versions import LINUX_6_1, LINUX_6_12, LINUX_6_18
 from live import kernel, modelled
 from live.kernel import Answer, Call, Kernel
-from live.programs import PAGE, PMD, PUD, alive, dense, programs, small
+from live.programs import PAGE, PMD, PUD, alive, dense, hugetlb, programs, small
 from mutants.engine import mutated
 
 PROGRAMS = int(os.environ.get("LIVE_PROGRAMS", "2000"))
 FIRST = int(os.environ.get("LIVE_FIRST", "0"))  # seed
 RECORDED = Path(__file__).with_name("recorded.json")
-ANON = 0x22
+ANON, TLB = 0x22, 0x40022
+POOL = 200  # huge pages that programs with MAP_HUGETLB are given
 
 HUGE: list[Call] = [("mmap", 0, 4 * PMD, 3, ANON, 0, 0), ("madvise", 0, 4 * PMD, 14)]
 
@@ -195,6 +197,23 @@ CASES: dict[str, list[Call]] = {
         ("madvise", PMD + 3 * PAGE, PAGE, 4), ("write", PMD), ("madvise", PMD, 2 * PAGE, 20),
         ("madvise", PMD, 4 * PAGE, 21), ("madvise", PMD, 4 * PAGE, 21),
     ],
+    "hugetlb: private pages, a child, and protection": [
+        ("mmap", 0, 4 * PMD, 3, TLB, 0, 0), ("read", 0), ("write", PMD), ("fork", 1), ("write", PMD + PAGE),
+        ("read", 0), ("write", 0), ("ends", 1), ("write", PMD), ("mprotect", PMD, PMD, 1), ("mprotect", PMD, PMD, 3),
+        ("write", PMD), ("madvise", 0, 2 * PMD, 4), ("madvise", 0, PMD, 9), ("madvise", 0, PMD, 8), ("munmap", 0, PMD),
+        ("mprotect", 0, 4 * PMD, 1),
+    ],
+    "hugetlb: shared pages, moves, and what does not": [
+        ("mmap", 0, 4 * PMD, 3, TLB ^ 3, 0, 0), ("read", 0), ("write", PMD), ("fork", 1), ("write", PMD + PAGE),
+        ("madvise", 0, 2 * PMD, 9), ("mremap", PMD, PMD, PMD, 3, 16 * PMD), ("mremap", 2 * PMD, PMD, PMD, 7, 18 * PMD),
+        ("mremap", 2 * PMD, PMD, 2 * PMD, 3, 18 * PMD), ("mremap", 2 * PMD, 2 * PMD, PMD, 3, 18 * PMD),
+    ],
+    "hugetlb: where page tables can be shared a GiB is told": [
+        ("mmap", 0, 3 * PUD, 3, TLB ^ 3 | 0x4000, 0, 0), ("write", PUD + PMD), ("mprotect", PUD + PMD, PMD, 1),
+        ("madvise", PUD + 4 * PMD, PMD, 4), ("write", 2 * PUD), ("madvise", 2 * PUD, PMD, 4),
+        ("munmap", 2 * PUD + PMD, PMD), ("madvise", 4 * PMD, PMD, 9), ("mremap", 4 * PMD, PMD, PMD, 3, 6 * PUD),
+        ("mremap", 0, PUD, PUD, 3, 6 * PUD),
+    ],
     "a page table is moved whole, with what it has of nothing below": [
         ("mmap", 2 * PAGE, 3 * PMD, 3, ANON, 0, 0), ("madvise", 2 * PAGE, 3 * PMD, 14), ("read", PMD - PAGE),
         ("mremap", 2 * PAGE, PMD, PMD, 7, 8 * PMD + 2 * PAGE), ("mmap", 0, 2 * PAGE, 3, ANON, 0, 0),
@@ -230,6 +249,22 @@ def running() -> Iterator[Kernel]:
     it.close()
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[None]:
+    """Pages of 2 MiB for MAP_HUGETLB, for as long as the tests of this module run."""
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    if not os.access(setting, os.W_OK):
+        pytest.skip(f"{setting} cannot be written: no memory for MAP_HUGETLB")
+    before = setting.read_text()
+    try:
+        setting.write_text(f"{int(before) + POOL}")
+        if int(setting.read_text()) < int(before) + POOL:
+            pytest.skip(f"less than {POOL} huge pages of free memory for MAP_HUGETLB")
+        yield
+    finally:
+        setting.write_text(before)
+
+
 def side_by_side(program: list[Call], theirs: list[Answer], ours: list[Answer]) -> str:
     """Both lists of ranges, call by call; what differs is marked."""
 
@@ -250,7 +285,9 @@ def compare(running: Kernel, program: list[Call]) -> None:
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_a_known_case(running: Kernel, what: str) -> None:
+def test_a_known_case(running: Kernel, what: str, request: pytest.FixtureRequest) -> None:
+    if what.startswith("hugetlb"):
+        request.getfixturevalue("pool")
     compare(running, CASES[what])
 
 
@@ -271,9 +308,17 @@ def test_random_programs_raise_what_they_raise_for_real(running: Kernel) -> None
     agree()
 
 
-@pytest.mark.parametrize(("draw", "many"), [(dense, PROGRAMS // 2), (small, PROGRAMS // 4)])
+@pytest.mark.parametrize(("draw", "many"), [(dense, PROGRAMS * 3 // 8), (small, PROGRAMS // 4)])
 def test_random_programs_do_where_all_is_mapped(running: Kernel, draw: Callable[[int], list[Call]], many: int) -> None:
     """In a few blocks of 2 MiB, or a few pages. One that fails is told with as few calls as still do."""
+    agree(running, draw, many)
+
+
+def test_random_programs_with_hugetlb_do(running: Kernel, pool: None) -> None:
+    agree(running, hugetlb, PROGRAMS // 8)
+
+
+def agree(running: Kernel, draw: Callable[[int], list[Call]], many: int) -> None:
     for seed in range(FIRST, FIRST + many):
         program = draw(seed)
         if differs(running, program):
@@ -315,12 +360,12 @@ WRONG = {
     "the last page of a folio is reused": (huge.shared_with_a_child, ("== 1:", "== 0:")),
     "zeroes are pages": (huge.split_folio, ("zero, 0)", "ANON, ~(LARGE | DATA))")),
     "MADV_COLLAPSE goes on": (huge.madvise_collapse, ("end and not ret:", "end:")),
+    "hugetlb merges": (hugetlb_mm.never_merges, ("return vma.flags & MAP_HUGETLB", "return 0")),
+    "no page table can be shared": (hugetlb_mm.could_share_pmds, ("        return 1\n", "        return 0\n")),
     "a hole takes copies as well": (files.unmap_mapping_range, ("0 if even_cows else ANON", "0")),
     "what was let go of stays": (lazyfree.pageout_anon_page, ("    elif lazy_entry(mm, page, pte):", "    elif 0:")),
     "what was written since is discarded": (lazyfree.try_to_unmap_page, ("& REDIRTIED", "& 0")),
     "every child has a page": (pages.small_page_is_shared, (" & ~(kept_from(mm, page, pte) >> KEPT_SHIFT)", "")),
-    "no child has a file's page": (pages.child_maps_file, ("    return entry", "    return 0\n    return entry")),
-    "clean pages of files stay": (pages.remove_mapping, ("if not pt_get", "if 0 and pt_get")),
 }  # fmt: skip
 
 

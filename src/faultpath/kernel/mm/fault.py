@@ -164,6 +164,12 @@ def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
 
 
 @protocol
+def hugetlb_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
+    """Whether it was one: hugetlb.py's can be."""
+    return 0
+
+
+@protocol
 def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     """handle_mm_fault() and handle_pte_fault(), Linux 6.1, where the VMA allows the access; mmap_lock is held.
 
@@ -173,7 +179,7 @@ def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     :param since: from which ``mm.raises`` on a broken copy-on-write raises its CLEAR
     :returns: 0, or -EFAULT
     """
-    if huge_fault(mm, vma, page, write, since):
+    if hugetlb_fault(mm, vma, page, write, since) or huge_fault(mm, vma, page, write, since):
         return 0
     pte = pt_get(mm.pt, page)
     if not pte & VALID:

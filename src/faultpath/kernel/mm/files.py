@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faultpath.kernel.mm.fault import ANON, File
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
-from faultpath.kernel.mm.vma import Vma, next_vma
+from faultpath.kernel.mm.vma import Vma, adjusted_end, adjusted_start, next_vma
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
 from faultpath.kernel.primitives.locks import down_read, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_clear
@@ -46,7 +46,7 @@ def unmap_mapping_range(mm: Mm, file: int, first: int, end: int, even_cows: int)
         if low < high:
             at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
             upto = at + ((high - low) << PAGE_SHIFT)
-            range = raise_start(mm, at, upto, CLEAR, RAISES_CALLS)
+            range = raise_start(mm, adjusted_start(vma, at, upto), adjusted_end(vma, at, upto), CLEAR, RAISES_CALLS)
             pt_rewrite(mm.pt, at, upto, 0, 0 if even_cows else ANON, 0, 0)
             raise_end(range)
         vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)

@@ -154,9 +154,18 @@ def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
 
 
 @protocol
+def madvise_hugetlb(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
+    """What hugetlb.py's does otherwise: its result, or 1 for nothing."""
+    return 1
+
+
+@protocol
 def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
     """madvise_vma_behavior(), Linux 6.18: what one advice does to a part of one VMA."""
     flags = vma.flags
+    ret = madvise_hugetlb(mm, vma, start, end, advice)
+    if ret <= 0:
+        return ret
     if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED or (advice == MADV_FREE and not vma.file):
         range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
         if advice == MADV_FREE:
