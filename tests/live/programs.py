@@ -136,6 +136,7 @@ class Dense:
     """One random program of calls in a few blocks of 2 MiB, most of them mapped, most with huge pages."""
 
     unit = PAGE
+    elsewhere = SOMEWHERE_ELSE
 
     def __init__(self, random: Random) -> None:
         self.random = random
@@ -208,7 +209,7 @@ class Dense:
         self.program += calls
 
     def move(self, start: int, size: int) -> Call | None:
-        to = self.random.choice([start + SOMEWHERE_ELSE, start + SOMEWHERE_ELSE, self.address(), SOMEWHERE_ELSE])
+        to = self.random.choice([start + self.elsewhere] * 2 + [self.address(), self.elsewhere])
         to += self.random.choice([0, 0, 0, self.unit, PMD])
         keep = self.random.random() < 0.3
         new_size = size if keep or self.random.random() < 0.7 else self.place()[1]
@@ -272,7 +273,7 @@ def small(seed: int) -> list[Call]:
 
 
 class HugeTLB(Dense):
-    """Of whole blocks, of which MAP_HUGETLB's and others' lie side by side."""
+    """Of whole blocks, of which MAP_HUGETLB's and others' lie side by side; some of GiB, of which little is there."""
 
     unit = PMD
 
@@ -280,17 +281,24 @@ class HugeTLB(Dense):
         super().__init__(random)
         self.collapses = False
         self.huge = random.random() < 0.3
+        self.gigabytes = random.random() < 0.3
+        self.elsewhere = 4 * PUD if self.gigabytes else SOMEWHERE_ELSE
 
     def address(self) -> int:
-        return self.random.randrange(BLOCKS) * PMD
+        block = self.random.randrange(BLOCKS) * PMD
+        return block + self.random.randrange(3) * PUD if self.gigabytes else block
 
     def place(self) -> tuple[int, int]:
-        return self.address(), self.random.randint(1, 3) * PMD
+        size = self.random.randint(1, 3) * PMD
+        if self.gigabytes and self.random.random() < 0.5:
+            size += self.random.choice([PUD, PUD, 2 * PUD]) - 2 * PMD
+        return self.address(), size
 
     def mmap(self, start: int, size: int) -> None:
-        kind = self.random.choice([PRIVATE | ANONYMOUS, SHARED | ANONYMOUS])
+        kind = self.random.choice([PRIVATE, SHARED]) | ANONYMOUS
         if self.random.random() < 0.8:
-            kind |= HUGETLB
+            # A part of private memory that moves leaks what was reserved for the rest, for good (6.18.44).
+            kind |= HUGETLB | (NORESERVE if kind & PRIVATE or self.gigabytes else 0)
         prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
         self.program.append(("mmap", start, size, prot, kind, 0, 0))
 
