@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,12 @@ from live.programs import PAGE, PMD, PUD, alive, dense, hugetlb, programs, small
 from mutants.engine import mutated
 
 PROGRAMS = int(os.environ.get("LIVE_PROGRAMS", "2000"))
+ONCE_IN = 2000  # programs: more often somebody else must not have had hold of a page
 FIRST = int(os.environ.get("LIVE_FIRST", "0"))  # seed
 RECORDED = Path(__file__).with_name("recorded.json")
 ANON, TLB = 0x22, 0x40022
 POOL = 200  # huge pages that programs with MAP_HUGETLB are given
+RESERVED = re.compile(r"HugePages_Rsvd: +(\d+)")
 
 HUGE: list[Call] = [("mmap", 0, 4 * PMD, 3, ANON, 0, 0), ("madvise", 0, 4 * PMD, 14)]
 
@@ -260,7 +264,9 @@ def pool() -> Iterator[None]:
         setting.write_text(f"{int(before) + POOL}")
         if int(setting.read_text()) < int(before) + POOL:
             pytest.skip(f"less than {POOL} huge pages of free memory for MAP_HUGETLB")
+        reserved = RESERVED.findall(Path("/proc/meminfo").read_text())
         yield
+        assert RESERVED.findall(Path("/proc/meminfo").read_text()) == reserved
     finally:
         setting.write_text(before)
 
@@ -294,23 +300,23 @@ def test_a_known_case(running: Kernel, what: str, request: pytest.FixtureRequest
 def test_random_programs_raise_what_they_raise_for_real(running: Kernel) -> None:
     """A quarter of ``LIVE_PROGRAMS``, from anywhere; ``make oracle`` runs an hour's."""
 
+    many = PROGRAMS // 4
+
     @settings(
-        max_examples=PROGRAMS // 4,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        max_examples=many, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(programs)
     def agree(program: list[Call]) -> None:
-        compare(running, program)
+        if not agrees(running, program, once):
+            compare(running, program)
 
-    agree()
+    with rarely_otherwise(many) as once:
+        agree()
 
 
 @pytest.mark.parametrize(("draw", "many"), [(dense, PROGRAMS * 3 // 8), (small, PROGRAMS // 4)])
 def test_random_programs_do_where_all_is_mapped(running: Kernel, draw: Callable[[int], list[Call]], many: int) -> None:
-    """In a few blocks of 2 MiB, or a few pages. One that fails is told with as few calls as still do."""
+    """In a few blocks of 2 MiB, or a few pages."""
     agree(running, draw, many)
 
 
@@ -319,11 +325,33 @@ def test_random_programs_with_hugetlb_do(running: Kernel, pool: None) -> None:
 
 
 def agree(running: Kernel, draw: Callable[[int], list[Call]], many: int) -> None:
-    for seed in range(FIRST, FIRST + many):
-        program = draw(seed)
-        if differs(running, program):
-            compare(running, smallest(program, lambda p: differs(running, p)))
-            compare(running, program)
+    """One that does not is told with as few calls as still do not."""
+    with rarely_otherwise(many) as once:
+        for seed in range(FIRST, FIRST + many):
+            program = draw(seed)
+            if not agrees(running, program, once):
+                compare(running, smallest(program, lambda p: differs(running, p)))
+                compare(running, program)
+
+
+@contextmanager
+def rarely_otherwise(many: int) -> Iterator[list[str]]:
+    """What the kernel said once, and not the next two times, is somebody else's doing: told of, and rare."""
+    once: list[str] = []
+    yield once
+    assert len(once) <= 1 + many // ONCE_IN, once[0]
+    if once:
+        warnings.warn(f"{len(once)} of {many} programs were answered otherwise once: {once[0]}", stacklevel=1)
+
+
+def agrees(running: Kernel, program: list[Call], once: list[str]) -> bool:
+    """Whether the model says what the kernel says, now or the next two times: then ``once`` has what it said first."""
+    theirs, ours = running.run(program), modelled.run(program, version_of(running.release))
+    if theirs != ours:
+        if differs(running, program) or differs(running, program):
+            return False
+        once.append(side_by_side(program, theirs, ours))
+    return True
 
 
 def differs(running: Kernel, program: list[Call]) -> bool:
