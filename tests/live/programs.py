@@ -294,6 +294,10 @@ class HugeTLB(Dense):
             size += self.random.choice([PUD, PUD, 2 * PUD]) - 2 * PMD
         return self.address(), size
 
+    def move(self, start: int, size: int) -> Call | None:
+        """Never to where a page table could be shared: there the kernel waits for itself (docs/cpu-side.md)."""
+        return super().move(start, size) if size < PUD else None
+
     def mmap(self, start: int, size: int) -> None:
         kind = self.random.choice([PRIVATE, SHARED]) | ANONYMOUS
         if self.random.random() < 0.8:

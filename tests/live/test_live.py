@@ -216,12 +216,21 @@ CASES: dict[str, list[Call]] = {
         ("mmap", 0, 3 * PUD, 3, TLB ^ 3 | 0x4000, 0, 0), ("write", PUD + PMD), ("mprotect", PUD + PMD, PMD, 1),
         ("madvise", PUD + 4 * PMD, PMD, 4), ("write", 2 * PUD), ("madvise", 2 * PUD, PMD, 4),
         ("munmap", 2 * PUD + PMD, PMD), ("madvise", 4 * PMD, PMD, 9), ("mremap", 4 * PMD, PMD, PMD, 3, 6 * PUD),
-        ("mremap", 0, PUD, PUD, 3, 6 * PUD),
     ],
     "a page table is moved whole, with what it has of nothing below": [
         ("mmap", 2 * PAGE, 3 * PMD, 3, ANON, 0, 0), ("madvise", 2 * PAGE, 3 * PMD, 14), ("read", PMD - PAGE),
         ("mremap", 2 * PAGE, PMD, PMD, 7, 8 * PMD + 2 * PAGE), ("mmap", 0, 2 * PAGE, 3, ANON, 0, 0),
         ("madvise", 0, 2 * PAGE, 14), ("write", 0), ("madvise", 0, PAGE, 4),
+    ],
+    "a folio that is split leaves another huge page where it might be mapped alone": [
+        ("mmap", 0, 4 * PMD, 3, 0x122, 0, 0), ("madvise", 0, 4 * PMD, 14), ("write", 2 * PMD),
+        ("mremap", 2 * PMD + 8 * PAGE, PMD, PMD, 3, 5 * PMD - PAGE), ("munmap", PMD + 2 * PAGE, 3 * PMD),
+        ("write", PMD - PAGE), ("read", 2 * PMD), ("madvise", 0, 4 * PAGE, 8), ("write", 2 * PMD),
+    ],
+    "a VMA that had let go of its anon_vma is the last to be told when it has it again": [
+        ("mmap", 2 * PMD, 2 * PMD, 3, ANON, 0, 0), ("madvise", 0, 4 * PMD, 14), ("write", 3 * PMD),
+        ("mprotect", 3 * PMD + PAGE, PMD - PAGE, 1), ("mremap", 2 * PMD, PMD + PAGE, PMD + PAGE, 7, 8 * PMD),
+        ("write", 2 * PMD), ("madvise", 2 * PMD, PAGE, 8),
     ],
     "a page is kept from some children and not from others": [
         ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("write", 0), ("write", PAGE), ("fork", 1), ("madvise", 0, PAGE, 10),

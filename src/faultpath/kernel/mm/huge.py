@@ -281,7 +281,8 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
             start = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
             end = start + ((high - low) << PAGE_SHIFT)
             range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
-            pt_split_huge(mm.pt, start)
+            if (pt_get(mm.pt, start) ^ pte) & SAME_FOLIO == 0:
+                pt_split_huge(mm.pt, start)
             pt_rewrite(mm.pt, start, end, pte & ~DATA, SAME_FOLIO | DATA, zero, 0)
             if folio & LAZY:
                 remains_let_go(mm, start, end, pte)

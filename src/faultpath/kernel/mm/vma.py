@@ -320,19 +320,28 @@ def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
 
 @protocol
 def anon_vma_prepare(mm: Mm, vma: Vma) -> None:
-    """__anon_vma_prepare(), find_mergeable_anon_vma(): before its first anonymous page, a neighbour's or a new one."""
+    """__anon_vma_prepare(): before its first anonymous page, a VMA is linked among those of an anon_vma."""
     if vma.anon_vma:
         return
+    vma.anon_vma = find_mergeable_anon_vma(mm, vma)
+    if not vma.anon_vma:
+        mm.anon_vmas += 1
+        vma.anon_vma = mm.anon_vmas
+    if not vma.file:
+        mm.mappings += 1
+        vma.linked = mm.mappings
+
+
+@protocol
+def find_mergeable_anon_vma(mm: Mm, vma: Vma) -> int:
+    """find_mergeable_anon_vma(): a neighbour's, or 0."""
     right = next_vma(mm, vma.last + 1)
     if anon_alike(vma, right) and right.anon_vma:
-        vma.anon_vma = right.anon_vma
-        return
+        return right.anon_vma
     left = next_vma(mm, vma.start - 1)
-    if left and left.start < vma.start and anon_alike(left, vma) and left.anon_vma:
-        vma.anon_vma = left.anon_vma
-        return
-    mm.anon_vmas += 1
-    vma.anon_vma = mm.anon_vmas
+    if left and left.start < vma.start and anon_alike(left, vma):
+        return left.anon_vma
+    return 0
 
 
 @protocol
