@@ -26,6 +26,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_interval_read_begin,
     mmu_interval_read_retry,
     mmu_interval_set_seq,
+    mmu_notifier_put,
     mmu_notifier_register,
     mmu_notifier_unregister,
 )
@@ -184,6 +185,7 @@ __all__ = [
     "mmu_interval_read_begin",
     "mmu_interval_read_retry",
     "mmu_interval_set_seq",
+    "mmu_notifier_put",
     "mmu_notifier_register",
     "mmu_notifier_unregister",
     "mutex_lock",
