@@ -106,6 +106,7 @@ class Mm(Struct):
     children: int  # those that live, one bit each
     folios: PageTable  # where folios of 2 MiB begin (mm/huge.py)
     srcu: Srcu  # mm/mmu_notifier.c's own
+    detached: HlistHead  # mmu_notifier_tracked.py's intervals of VMAs that a munmap() has taken out
 
 
 class IntervalNode(Struct):
