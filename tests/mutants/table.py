@@ -12,6 +12,7 @@ from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, ra
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
+from mutants import tracked
 from mutants.designs import FULL_VA, REFCOUNT, SRCU, TWO_PAGES, two_pages_fault
 from mutants.engine import Edit, Mutant, Subject, mutated
 
@@ -924,7 +925,7 @@ CPU_SIDE = [
     ),
 ]
 
-MUTANTS = [*DRIVER, *ODP, *CORE, *CPU_SIDE]
+MUTANTS = [*DRIVER, *ODP, *CORE, *CPU_SIDE, *tracked.MUTANTS]
 
 HARMLESS = [
     # Whatever it reads was so at some moment, and a number read too early only makes the fault retry. (Memory is
