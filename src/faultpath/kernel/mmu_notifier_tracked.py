@@ -14,7 +14,8 @@ mmap().
 hmm_range_fault(): whoever changes that list holds mmap_lock for writing, except a first fault, which adds to it under
 the core's spinlock. So the lookup takes no lock of its own ("it looks very expensive on the fault path"): where the
 series' find() searches the interval tree under the spinlock that all invalidations of the mm share, this looks up the
-VMA, which hmm_range_fault() does once more. Those are about as many nodes in a red-black tree of VMAs, as there was in 2020: what is saved is the spinlock, not the search, unless the VMA is handed on.
+VMA, which hmm_range_fault() does once more. Those are about as many nodes in a red-black tree of VMAs, as there was in
+2020: what is saved is the spinlock, not the search, unless the VMA is handed on.
 
 **Its life.** The lookup returns a reference. "If the returned value is on the deferred list it could be freed at any
 moment" is so where the tree may be ahead of the list one looks in; here an interval leaves the VMA's list first, under
