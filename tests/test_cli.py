@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import signal
@@ -232,3 +233,41 @@ def _interrupt(started: subprocess.Popen[bytes], sign: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
+
+
+def test_one_number_of_traces_and_designs_at_a_glance() -> None:
+    wanted = ["-c", "callbacks_empty/callbacks", "-c", "page_faults", "-c", "locks", "-c", "mmap_lock/device_accesses"]
+    named = ["-d", "odp-implicit", "-d", "odp-implicit:child=2M", "-d", "full-va"]
+    done = run("compare", RECORDING, *named, *wanted)
+    tables = done.stdout.split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == [
+        "callbacks_empty / callbacks",
+        "page_faults",
+        "locks",
+        "mmap_lock / device_accesses",
+    ]
+    headings = tables[0].splitlines()[1].split()
+    assert headings == ["odp-implicit", "odp-implicit:child=2M", "full-va"]
+    document = json.loads(run("compare", RECORDING, *named, "--json").stdout)
+    results = document["traces"][0]["results"]
+    assert [r["label"] for r in results] == headings
+    shown = {table.splitlines()[0]: table.splitlines()[3].split()[1:] for table in tables}
+    assert shown["callbacks_empty / callbacks"] == [
+        f"{r['counters']['callbacks_empty'] / r['counters']['callbacks']:.2f}" for r in results
+    ]
+    assert shown["locks"] == [f"{sum(sum(m.values()) for m in r['locks'].values()):,}" for r in results]
+    assert shown["page_faults"] == [
+        f"{n:,}" if (n := r["driver_counters"].get("page_faults")) else "-" for r in results
+    ]
+
+
+@pytest.mark.parametrize("wanted", ["callback", "callbacks/", "/callbacks", "callbacks/accesses", ""])
+def test_a_counter_that_is_none_is_refused(wanted: str) -> None:
+    assert "no counter" in refused("compare", RECORDING, "-c", wanted)
+
+
+def test_a_kind_of_synthetic_trace_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert "one of static" in refused("synth", "churn", cwd=tmp_path)
+    assert "directory" in refused("synth", "sweep", "-o", tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert run("synth").stdout.splitlines()[0].startswith("static ")
