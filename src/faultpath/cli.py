@@ -132,7 +132,9 @@ def compare(
         print_json(document)
         return
     if pairs:
-        pivots(document, pairs, raw)
+        from faultpath.report.verdicts import columns
+
+        print("\n".join(pivots(document, pairs, raw, columns())))
         return
     from faultpath.report import terminal
 

@@ -1,18 +1,13 @@
-"""One number of many traces and designs at a glance: traces downwards, designs across."""
+"""One number of many traces and designs at a glance."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from typing import Any
 
 from faultpath.engine.counters import COUNTERS, DRIVER_COUNTERS, EXIT_COUNTERS, LOCKS
 from faultpath.errors import FaultpathError
-from faultpath.report.table import headings
-from faultpath.report.terminal import console
+from faultpath.report.table import fitted, headings
 from faultpath.report.units import number, size
 
 ALL_LOCKS = "locks"
@@ -34,22 +29,20 @@ def parse(wanted: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def pivots(document: dict[str, Any], wanted: Sequence[tuple[str, str]], raw: bool, out: IO[str] | None = None) -> None:
-    """Print a table for each of ``wanted``, from a ``faultpath/compare/1`` document."""
+def pivots(document: dict[str, Any], wanted: Sequence[tuple[str, str]], raw: bool, width: int) -> list[str]:
+    """Lines of a table for each of ``wanted``, from a ``faultpath/compare/1`` document."""
     traces = document["traces"]
-    columns = headings(traces[0]["results"])
-    to = console(out, len(columns))
-    for index, (above, below) in enumerate(wanted):
-        if index:
-            to.print()
-        to.print(Text(f"{above} / {below}" if below else above, style="bold"))
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("")
-        for heading in columns.values():
-            table.add_column(heading, justify="right", overflow="fold")
-        for trace in traces:
-            table.add_row(trace["name"], *(_shown(result, above, below, raw) for result in trace["results"]))
-        to.print(table)
+    names = headings(traces[0]["results"])
+    titles = [trace["name"].removesuffix(".trace") for trace in traces]
+    out = []
+    for above, below in wanted:
+        cells = {
+            (names[result["label"]], title): _shown(result, above, below, raw)
+            for trace, title in zip(traces, titles, strict=True)
+            for result in trace["results"]
+        }
+        out += [f"{above} / {below}" if below else above, "", *fitted(list(names.values()), titles, cells, width)]
+    return out[:-1]
 
 
 def _shown(result: dict[str, Any], above: str, below: str, raw: bool) -> str:
