@@ -59,11 +59,11 @@ def integers(design: Design, values: dict[str, int | str]) -> list[int]:
 
 def label(request: str, design: Design, values: dict[str, int | str]) -> str:
     """How a design is requested with just these values: what differs from the defaults is said."""
-    said = [f"{p.name}={_text(values[p.name])}" for p in design.parameters if values[p.name] != p.default]
+    said = [f"{p.name}={text(values[p.name])}" for p in design.parameters if values[p.name] != p.default]
     return ":".join([request.partition(":")[0], *([",".join(said)] if said else [])])
 
 
-def _text(value: int | str) -> str:
+def text(value: int | str) -> str:
     """A value as a request has it."""
     if isinstance(value, int) and value:
         for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
