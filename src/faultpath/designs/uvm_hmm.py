@@ -18,9 +18,9 @@ bottom half per GPU. The page is mapped where it is, in system memory, as the dr
 anonymous memory whose preferred location is the CPU. Not modelled: migration to the GPU, with invalidations of its own;
 prefetching (uvm_perf_prefetch_enable=0), thrashing, atomics, policies; managed ranges, so that blocks are never
 clipped, split (hmm_split_block()) or reclaimed; the two mutexes that order the users of the va_space lock; the second
-look at a fault before it is cancelled. The block's GPU state comes with the block and not with the first page mapped, page tables
-of the GPU cost nothing, and it forgets a mapping at once, where C waits for a tracker. The two files are closed in the
-order that their references impose: first that which holds mm_users, and with it the process's memory.
+look at a fault before it is cancelled. The block's GPU state comes with the block and not with the first page mapped,
+page tables of the GPU cost nothing, and it forgets a mapping at once, where C waits for a tracker. The two files are
+closed in the order that their references impose: first that which holds mm_users, and with it the process's memory.
 """
 
 from __future__ import annotations
@@ -145,6 +145,14 @@ class Gpu(Device):
 
 
 @protocol
+def hmm_invalidated(va_block: VaBlock) -> None:
+    """uvm_thread_context()->hmm_invalidate_seqnum++: of whatever block it is, and whatever the thread is at."""
+    gpu = Gpu(va_block.va_space.gpu)
+    if mutex_is_mine(gpu.service_lock):  # it is the bottom half
+        gpu.hmm_invalidate_seqnum += 1
+
+
+@protocol
 def hmm_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """hmm_invalidate(): clipped to the block; munmap_region() has but policies and device memory to clear."""
     if range.event == MMU_NOTIFY_SOFT_DIRTY or range.event == MMU_NOTIFY_RELEASE:
@@ -158,9 +166,7 @@ def hmm_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     va_block = VaBlock(mni)
     va_space = va_block.va_space
     mutex_lock(va_block.lock)
-    gpu = Gpu(va_space.gpu)
-    if mutex_is_mine(gpu.service_lock):
-        gpu.hmm_invalidate_seqnum += 1
+    hmm_invalidated(va_block)
     va_block.changed += 1
     mmu_interval_set_seq(mni, cur_seq)
     if device_zap(va_space.pt, max(range.start, mni.start), min(range.end, mni.last + 1)):
@@ -232,6 +238,12 @@ def uvm_hmm_va_space_destroy(va_space: VaSpace) -> None:
 
 
 @protocol
+def hmm_va_block_cpu_page_populate(va_block: VaBlock, addr: int) -> None:
+    """hmm_va_block_cpu_page_populate(): a chunk for the page, allocated under the block's lock."""
+    count("allocs")
+
+
+@protocol
 def hmm_make_resident_cpu(va_block: VaBlock, vma: Vma, addr: int, write: int) -> int:
     """hmm_make_resident_cpu() for one page: the CPU's PTE, writable if the VMA is. It drops va_block.lock."""
     va_space = va_block.va_space
@@ -262,7 +274,7 @@ def service_fault_batch_block_locked(va_block: VaBlock, vma: Vma, addr: int, wri
     pfn = hmm_make_resident_cpu(va_block, vma, addr, write)
     if pfn < 0:
         return pfn
-    count("allocs")  # uvm_cpu_chunk_alloc_hmm()
+    hmm_va_block_cpu_page_populate(va_block, addr)
     count("device_commands")
     pt_set(pt, addr, pfn)
     return 0
