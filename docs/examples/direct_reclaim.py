@@ -16,7 +16,7 @@ COLD = address(4)  # the first page of the second block
 
 @protocol(replaces=hmm.hmm_range_fault)
 def hmm_range_fault(mm: Mm, sub: IntervalNotifier, seq: int, addr: int, write: int) -> int:
-    """hmm_range_fault(), whose allocation of a page reclaims a cold one of the same process (__alloc_pages_slowpath)."""
+    """hmm_range_fault(), in which the allocation of a page reclaims another one of the same process."""
     ret = -EBUSY
     while ret == -EBUSY:
         if sub.invalidate_seq != seq:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from faultpath.catalog import find, integers
+from faultpath.catalog import run_file
+from faultpath.design import Design
 from faultpath.designs import uvm_hmm
 from faultpath.designs.uvm_hmm import VaBlock
 from faultpath.engine.check import Check
 from faultpath.engine.status import VIOLATIONS
-from faultpath.engine.world import SCRATCH
-from faultpath.kernel import hmm
-from faultpath.kernel.errno import EBUSY
-from faultpath.kernel.hmm import hmm_walk
 from faultpath.kernel.mm.reclaim import mm_reclaim
-from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm
-from faultpath.kernel.primitives.pagetable import pt_get
 from faultpath.protocol.language import Protocol, protocol
-from faultpath.scenario import Scenario, access, address, clear_soft_dirty, cpu_access, dontneed, fault, map_memory
+from faultpath.scenario import Scenario, access, clear_soft_dirty, cpu_access, dontneed, fault, map_memory, reclaim
 from faultpath.trace.ops import Event, Op
 from oracles.core import Row
 from oracles.running import Run, table
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 PAGE = 4096
 BLOCK = 512 * PAGE
 AT = 1 << 30
@@ -116,33 +115,25 @@ def test_exit_finds_every_block() -> None:
 # --- what check says of it
 
 
-def checked(setup: list, threads: list, *replacements: Protocol) -> str:
+def checked(scenario: Scenario, *replacements: Protocol, of: Design = uvm_hmm.design) -> str:
     """The property that is broken, or "" if the scenario holds."""
-    design, values = find("uvm-hmm", small=True)
-    scenario = Scenario("by hand", "", setup, threads, pages=8)
-    found = Check(design, integers(design, values), scenario, replacements=list(replacements)).run()
+    found = Check(of, [16 << 10], scenario, replacements=list(replacements)).run()
     assert found.verdict in ("holds", "violated")
     return VIOLATIONS[found.status][0] if found.status else ""
 
 
 def test_the_gpu_writes_on_after_clear_refs() -> None:
-    assert checked([map_memory(0, 4), access(1)], [clear_soft_dirty()]) == "coherence"
+    assert checked(Scenario("clear", "", [map_memory(0, 4), access(1)], [clear_soft_dirty()])) == "coherence"
 
 
-COLD = address(4)  # the first page of the second block of four
+def test_a_callback_without_memory_says_that_all_is_done() -> None:
+    setup, threads = [map_memory(0, 4), access(1)], [dontneed(1, 1)]
+    assert checked(Scenario("memory", "", setup, threads)) == ""
+    assert checked(Scenario("no memory", "", setup, threads, failures=1)) == "coherence"
 
 
-@protocol(replaces=hmm.hmm_range_fault)
-def range_fault_reclaims(mm: Mm, sub: IntervalNotifier, seq: int, addr: int, write: int) -> int:
-    """hmm_range_fault() that must reclaim a page of this process for the one that comes in."""
-    ret = -EBUSY
-    while ret == -EBUSY:
-        if sub.invalidate_seq != seq:
-            return -EBUSY
-        if not pt_get(mm.pt, addr):
-            mm_reclaim(mm, COLD)
-        ret = hmm_walk(mm, addr, write, SCRATCH)
-    return ret
+reclaiming = run_file(str(EXAMPLES / "direct_reclaim.py"))
+splitting = run_file(str(EXAMPLES / "split.py"))
 
 
 @protocol(replaces=uvm_hmm.hmm_invalidated)
@@ -153,19 +144,32 @@ def nothing_is_exempt(va_block: VaBlock) -> None:
 @protocol(replaces=uvm_hmm.hmm_va_block_cpu_page_populate)
 def chunk_reclaims(va_block: VaBlock, addr: int) -> None:
     """The chunk's allocation reclaims a page of this process."""
-    mm_reclaim(va_block.va_space.mm, COLD)
-
-
-SHORT = [map_memory(0, 8), access(4)]
+    mm_reclaim(va_block.va_space.mm, reclaiming.COLD)
 
 
 def test_the_fault_takes_an_invalidation_of_its_block_for_its_own_of_another() -> None:
-    threads = [fault(1), dontneed(1, 1)]
-    assert checked(SHORT, threads) == ""
-    assert checked(SHORT, threads, range_fault_reclaims) == "coherence"
-    assert checked(SHORT, threads, range_fault_reclaims, nothing_is_exempt) == ""
-    assert checked(SHORT, [fault(1)], range_fault_reclaims) == ""
+    (scenario,) = reclaiming.scenarios
+    assert checked(scenario) == ""
+    assert checked(scenario, *reclaiming.design.replaces) == "coherence"
+    assert checked(scenario, *reclaiming.design.replaces, nothing_is_exempt) == ""
 
 
 def test_an_allocation_under_the_blocks_lock_may_need_the_blocks_lock() -> None:
-    assert checked([map_memory(0, 8), cpu_access(4)], [fault(5)], chunk_reclaims) == "locks"
+    assert checked(Scenario("chunk", "", [map_memory(0, 8), cpu_access(4)], [fault(5)]), chunk_reclaims) == "locks"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_split_that_waits_and_passes_refusals_on(number: int) -> None:
+    scenario = splitting.scenarios[number]
+    bare = [splitting.no_cover, splitting.no_uncover]
+    assert checked(scenario, *splitting.MENDED, of=splitting.design) == ""
+    assert checked(scenario, *splitting.MENDED, *bare, of=splitting.design) == "coverage"
+
+
+def test_a_block_beside_others_is_what_is_left() -> None:
+    """After a split, a fault in the hole makes a block of the hole."""
+    setup = [*splitting.USED, splitting.EXTERNAL, map_memory(1, 1), access(1)]
+    assert (
+        checked(Scenario("hole", "", setup, [reclaim(1), reclaim(0)]), of=replace(splitting.design, disjoint=True))
+        == ""
+    )

@@ -103,4 +103,4 @@ class UvmHmm(Driver):
 
 
 # sizeof() of the structures in C.
-BLOCK, NODE_STATE, GPU_STATE = 5312, 160, 704
+BLOCK, NODE_STATE, GPU_STATE = 2976, 136 + 8, 480

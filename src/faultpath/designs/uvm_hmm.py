@@ -16,9 +16,9 @@ where the CPU's PTEs are write protected. A callback that gets no memory says th
 A fault here is a batch of one entry of the fault buffer. It finds its va_space by the channel; service_lock admits one
 bottom half per GPU. The page is mapped where it is, in system memory, as the driver does with file mappings, and with
 anonymous memory whose preferred location is the CPU. Not modelled: migration to the GPU, with invalidations of its own;
-prefetching (uvm_perf_prefetch_enable=0), thrashing, atomics, policies; managed ranges, so that blocks are never
-clipped, split (hmm_split_block()) or reclaimed; the two mutexes that order the users of the va_space lock; the second
-look at a fault before it is cancelled. The block's GPU state comes with the block and not with the first page mapped,
+prefetching (uvm_perf_prefetch_enable=0), thrashing, atomics, policies; managed ranges, before which blocks give way
+(docs/examples/split.py has that); the two mutexes that order the users of the va_space lock; the second look at a
+fault before it is cancelled. The block's GPU state comes with the block and not with the first page mapped,
 page tables of the GPU cost nothing, and it forgets a mapping at once, where C waits for a tracker. The two files are
 closed in the order that their references impose: first that which holds mm_users, and with it the process's memory.
 """
@@ -79,7 +79,7 @@ from faultpath.kernel.primitives.pagetable import (
     pt_init,
     pt_set,
 )
-from faultpath.kernel.primitives.range_tree import range_tree_find
+from faultpath.kernel.primitives.range_tree import range_tree_find, range_tree_hole_last, range_tree_hole_start
 from faultpath.kernel.primitives.wait import wake_up
 from faultpath.protocol.language import NULL, Ops, container_of, count, protocol, wait_event
 from faultpath.protocol.struct import (
@@ -117,9 +117,9 @@ class VaSpace(Struct):
 
 
 class VaBlock(IntervalNotifier):
-    """``uvm_va_block_t``, here beginning with ``hmm.notifier``; 5312 bytes in C."""
+    """``uvm_va_block_t``, here beginning with ``hmm.notifier``. Sizes are those of a build for Linux 6.1, x86-64."""
 
-    interval_bytes = 5312
+    interval_bytes = 2976
     va_space: VaSpace
     node: RangeTreeNode  # hmm.node
     migrate_lock: ParentMutex
@@ -128,7 +128,7 @@ class VaBlock(IntervalNotifier):
 
 
 class VaBlockContext(Struct):
-    """``uvm_va_block_context_t``: room for masks that is too large for the stack."""
+    """``uvm_va_block_context_t``: 10,496 bytes of masks, too many for the stack."""
 
 
 class Gpu(Device):
@@ -164,13 +164,16 @@ def hmm_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
         return 1
     count("allocs", 2)  # its tracking of pages by node
     va_block = VaBlock(mni)
-    va_space = va_block.va_space
+    node = IntervalNode(va_block.node)
     mutex_lock(va_block.lock)
-    hmm_invalidated(va_block)
-    va_block.changed += 1
-    mmu_interval_set_seq(mni, cur_seq)
-    if device_zap(va_space.pt, max(range.start, mni.start), min(range.end, mni.last + 1)):
-        count("device_commands")
+    start = max(range.start, node.start)
+    end = min(range.end, node.last + 1)
+    if start < end:  # always, unless the block is being split
+        hmm_invalidated(va_block)
+        va_block.changed += 1
+        mmu_interval_set_seq(mni, cur_seq)
+        if device_zap(va_block.va_space.pt, start, end):
+            count("device_commands")
     mutex_unlock(va_block.lock)
     kfree(context)
     return 1
@@ -186,9 +189,36 @@ uvm_hmm_notifier_ops = Ops("uvm_hmm_notifier_ops", invalidate=hmm_invalidate, ow
 
 
 @protocol
-def table_bytes(va_space: VaSpace) -> int:
-    """uvm_va_block_cpu_node_state_t of one node, the GPU's state, and a pointer for each page's chunk on it."""
-    return 160 + 704 + (va_space.block_size >> PAGE_SHIFT << 3)
+def table_bytes(node: IntervalNode) -> int:
+    """The states of the nodes, one here, and a pointer to it; the GPU's, and a pointer for each page's chunk there."""
+    return 136 + 8 + 480 + ((node.last + 1 - node.start) >> PAGE_SHIFT << 3)
+
+
+@protocol
+def uvm_va_block_create(va_space: VaSpace, start: int, last: int) -> VaBlock:
+    """uvm_va_block_create() and hmm_va_block_init(), with the notifier; it is not in the tree yet."""
+    va_block = kmalloc(VaBlock, GFP_KERNEL)
+    if not va_block:
+        return NULL
+    va_block.va_space = va_space
+    node = IntervalNode(va_block.node)
+    node.start = start
+    node.last = last
+    kvcalloc(table_bytes(node))
+    count("allocs", 3)  # they are four
+    mmu_interval_notifier_insert(va_block, va_space.mm, start, last + 1 - start, uvm_hmm_notifier_ops)
+    return va_block
+
+
+@protocol
+def uvm_va_block_kill(va_block: VaBlock) -> None:
+    """uvm_va_block_kill() of a block whose notifier is gone."""
+    node = IntervalNode(va_block.node)
+    mutex_lock(va_block.lock)
+    pt_clear(va_block.va_space.pt, node.start, node.last + 1)
+    mutex_unlock(va_block.lock)
+    kvfree(table_bytes(node))
+    kfree(va_block)
 
 
 @protocol
@@ -200,37 +230,28 @@ def uvm_hmm_va_block_find_create(va_space: VaSpace, addr: int) -> int:
     if found:
         mutex_unlock(va_space.blocks_lock)
         return container_of(VaBlock, "node", found)
-    count("lookups")  # uvm_range_tree_find_hole_in(): the block is in nobody's way, so it stays whole
-    range_tree_find(va_space.blocks, addr, LOOKUP_STEPS)
-    va_block = kmalloc(VaBlock, GFP_KERNEL)
+    count("lookups")  # uvm_range_tree_find_hole_in()
+    aligned = addr & -va_space.block_size
+    start = range_tree_hole_start(va_space.blocks, addr, aligned, LOOKUP_STEPS)
+    last = range_tree_hole_last(va_space.blocks, addr, aligned + va_space.block_size - 1)
+    va_block = uvm_va_block_create(va_space, start, last)
     if not va_block:
         mutex_unlock(va_space.blocks_lock)
         return -ENOMEM
-    kvcalloc(table_bytes(va_space))
-    count("allocs", 3)
-    va_block.va_space = va_space
-    node = IntervalNode(va_block.node)
-    node.start = addr & -va_space.block_size
-    node.last = node.start + va_space.block_size - 1
-    mmu_interval_notifier_insert(va_block, va_space.mm, node.start, va_space.block_size, uvm_hmm_notifier_ops)
-    itree_insert(va_space.blocks, node)
+    itree_insert(va_space.blocks, va_block.node)
     mutex_unlock(va_space.blocks_lock)
     return va_block
 
 
 @protocol
 def uvm_hmm_va_space_destroy(va_space: VaSpace) -> None:
-    """uvm_hmm_va_space_destroy(), and uvm_va_block_kill(); under the va_space lock for writing."""
+    """uvm_hmm_va_space_destroy(), under the va_space lock for writing."""
     node = itree_first(va_space.blocks, 0, ULONG_MAX, SCRATCH)
     while node:
         va_block = container_of(VaBlock, "node", node)
         itree_remove(va_space.blocks, node)
         mmu_interval_notifier_remove(va_block)
-        mutex_lock(va_block.lock)
-        pt_clear(va_space.pt, va_block.start, va_block.last + 1)
-        mutex_unlock(va_block.lock)
-        kvfree(table_bytes(va_space))
-        kfree(va_block)
+        uvm_va_block_kill(va_block)
         node = itree_first(va_space.blocks, 0, ULONG_MAX, SCRATCH)
 
 
