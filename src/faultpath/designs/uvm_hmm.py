@@ -18,9 +18,10 @@ bottom half per GPU. The page is mapped where it is, in system memory, as the dr
 anonymous memory whose preferred location is the CPU. Not modelled: migration to the GPU, with invalidations of its own;
 prefetching (uvm_perf_prefetch_enable=0), thrashing, atomics, policies; managed ranges, before which blocks give way
 (docs/examples/split.py has that); the two mutexes that order the users of the va_space lock; the second look at a
-fault before it is cancelled. The block's GPU state comes with the block and not with the first page mapped,
-page tables of the GPU cost nothing, and it forgets a mapping at once, where C waits for a tracker. The two files are
-closed in the order that their references impose: first that which holds mm_users, and with it the process's memory.
+fault before it is cancelled; the zero page, which UVM does not map. The block's GPU state comes with the block and not
+with the first page mapped, page tables of the GPU cost nothing, and it forgets a mapping at once, where C waits for a
+tracker. The two files are closed in the order that their references impose: first that which holds mm_users, and with
+it the process's memory.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def uvm_va_block_create(va_space: VaSpace, start: int, last: int) -> VaBlock:
     node.start = start
     node.last = last
     kvcalloc(table_bytes(node))
-    count("allocs", 3)  # they are four
+    count("allocs", 3)  # four tables, of which kvcalloc() has counted one
     mmu_interval_notifier_insert(va_block, va_space.mm, start, last + 1 - start, uvm_hmm_notifier_ops)
     return va_block
 
@@ -265,14 +266,14 @@ def hmm_va_block_cpu_page_populate(va_block: VaBlock, addr: int) -> None:
 
 
 @protocol
-def hmm_make_resident_cpu(va_block: VaBlock, vma: Vma, addr: int, write: int) -> int:
-    """hmm_make_resident_cpu() for one page: the CPU's PTE, writable if the VMA is. It drops va_block.lock."""
+def hmm_make_resident_cpu(va_block: VaBlock, vma: Vma, addr: int) -> int:
+    """hmm_make_resident_cpu() for one page: the CPU's PTE, writable wherever the VMA is. It drops va_block.lock."""
     va_space = va_block.va_space
     gpu = Gpu(va_space.gpu)
     gpu.hmm_invalidate_seqnum = va_block.changed  # hmm_range_fault_begin()
     mutex_unlock(va_block.lock)
     seq = mmu_interval_read_begin(va_block)
-    pfn = hmm_range_fault(va_space.mm, va_block, seq, addr, write | vma.prot & PROT_WRITE)
+    pfn = hmm_range_fault(va_space.mm, va_block, seq, addr, vma.prot & PROT_WRITE != 0)
     mutex_lock(va_block.lock)
     if pfn == -EBUSY:
         return MORE_PROCESSING_REQUIRED
@@ -292,7 +293,7 @@ def service_fault_batch_block_locked(va_block: VaBlock, vma: Vma, addr: int, wri
     entry = pt_get(pt, addr)
     if entry & VALID and (entry & WRITE or not write):  # uvm_va_block_page_is_gpu_authorized()
         return 0
-    pfn = hmm_make_resident_cpu(va_block, vma, addr, write)
+    pfn = hmm_make_resident_cpu(va_block, vma, addr)
     if pfn < 0:
         return pfn
     hmm_va_block_cpu_page_populate(va_block, addr)
