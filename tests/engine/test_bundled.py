@@ -24,6 +24,8 @@ NAMES = (
     "odp-implicit:child=1048576K,protection=refcount",
     "full-va",
     "uvm-hmm:block=2048K",
+    "nouveau-upstream",
+    "core-tracked",
 )
 
 
