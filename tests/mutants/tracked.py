@@ -103,7 +103,7 @@ MUTANTS = [
         "a VMA shrinks and its interval does not",
         vma.resize_vma,
         ("    vma_resized(mm, vma)\n", ""),
-        at="fault-vs-munmap-left",
+        at="fault-vs-munmap-hole",
         breaks="structure",
     ),
     bug(
