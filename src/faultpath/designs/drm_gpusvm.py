@@ -11,9 +11,9 @@ one of them takes all 512 from the device. Under a shared notifier the sequence 
 whether a bind may be committed is asked of the range: does it still have its pages.
 
 Every fault gets its pages for writing, as in Xe (read_only is for GPU VMAs that are): reading memory that the process
-itself may only read is refused. So is, for ever, a fault in a range whose VMA has since become two of which one may
-not be written: ranges are never split, every round finds the same range and fails with the same -EPERM, and nothing
-bounds the rounds (``check`` finds that livelock). In a replay, where nobody else runs, it is refused at once.
+itself may only read is refused. And a fault never ends in a range whose VMA has since been split, one part read-only:
+ranges are not split, so every round finds the same range and the same -EPERM, and nothing bounds the rounds. ``check``
+finds that livelock; a replay, where nobody else runs, refuses the access after one round.
 
 This is Xe on an integrated GPU: no memory of its own, so no migration, and no look at which pages are there before a
 chunk is chosen (check_pages_threshold). One tile, one GT, whose gtstats are counted; one GPU VMA over everything.
@@ -23,6 +23,8 @@ VM is freed with the last reference, which in C queues a work item for it.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from faultpath.design import Design, Parameter
 from faultpath.engine.world import INDEX, SCRATCH
@@ -164,42 +166,42 @@ def xe_vm_put(vm: Vm) -> None:
 
 
 @protocol
-def drm_gpusvm_range_put(range: XeRange) -> None:
+def drm_gpusvm_range_put(r: XeRange) -> None:
     """drm_gpusvm_range_put(), xe_svm_range_free(): a range keeps its VM."""
-    if refcount_dec_and_test(range.refcount):
-        vm = range.vm
-        kfree(range)
+    if refcount_dec_and_test(r.refcount):
+        vm = r.vm
+        kfree(r)
         xe_vm_put(vm)
 
 
 @protocol
 def drm_gpusvm_range_alloc(vm: Vm, notifier: GpusvmNotifier, addr: int, size: int) -> XeRange:
     """drm_gpusvm_range_alloc(), xe_svm_range_alloc()."""
-    range = kmalloc(XeRange, GFP_KERNEL)
-    if not range:
+    r = kmalloc(XeRange, GFP_KERNEL)
+    if not r:
         return NULL
     refcount_inc(vm.refcount)
-    refcount_set(range.refcount, 1)
-    range.vm = vm
-    range.notifier = notifier
-    range.start = addr & -size
-    range.last = range.start + size - 1
-    return range
+    refcount_set(r.refcount, 1)
+    r.vm = vm
+    r.notifier = notifier
+    r.start = addr & -size
+    r.last = r.start + size - 1
+    return r
 
 
 @protocol
-def npages_in_range(range: XeRange) -> int:
+def npages_in_range(r: XeRange) -> int:
     """npages_in_range()."""
-    return (range.last + 1 - range.start) >> PAGE_SHIFT
+    return (r.last + 1 - r.start) >> PAGE_SHIFT
 
 
 @protocol
-def __drm_gpusvm_free_pages(vm: Vm, range: XeRange) -> None:
+def __drm_gpusvm_free_pages(vm: Vm, r: XeRange) -> None:
     """__drm_gpusvm_free_pages()."""
-    if range.dma_addr:
-        kvfree(16 * npages_in_range(range))
-        pt_clear(vm.dma_addr, range.start, range.last + 1)
-        range.dma_addr = 0
+    if r.dma_addr:
+        kvfree(16 * npages_in_range(r))
+        pt_clear(vm.dma_addr, r.start, r.last + 1)
+        r.dma_addr = 0
 
 
 @protocol
@@ -248,45 +250,47 @@ def drm_gpusvm_range_find(notifier: GpusvmNotifier, start: int, end: int) -> XeR
 
 
 @protocol
-def xe_svm_garbage_collector_add_range(vm: Vm, range: XeRange) -> None:
+def xe_svm_garbage_collector_add_range(vm: Vm, r: XeRange) -> None:
     """xe_svm_garbage_collector_add_range(), drm_gpusvm_range_set_unmapped()."""
-    range.unmapped = 1
+    r.unmapped = 1
     spin_lock(vm.gc_lock)
-    if not range.gc_linked:
-        range.gc_linked = 1
+    if not r.gc_linked:
+        r.gc_linked = 1
         last = XeRange(vm.gc_last)
         if last:
-            last.gc_next = range
+            last.gc_next = r
         else:
-            vm.gc_first = range
-        vm.gc_last = range
+            vm.gc_first = r
+        vm.gc_last = r
     spin_unlock(vm.gc_lock)
     queue_work(vm.gc_work, xe_svm_garbage_collector_work_func, vm)
 
 
 @protocol
-def xe_svm_range_notifier_event_begin(vm: Vm, range: XeRange) -> int:
+def xe_svm_range_notifier_event_begin(vm: Vm, r: XeRange) -> int:
     """xe_svm_range_notifier_event_begin(), xe_pt_zap_ptes_range(): whether the TLB must hear of it."""
-    if range.unmapped or not range.tile_present or range.tile_invalidated:
+    if r.unmapped or not r.tile_present or r.tile_invalidated:
         return 0
-    device_zap(vm.pt, range.start, range.last + 1)
-    range.tile_invalidated = 1
+    device_zap(vm.pt, r.start, r.last + 1)
+    r.tile_invalidated = 1
     count("svm_tlb_inval_count")
     return 1
 
 
 @protocol
-def xe_svm_range_notifier_event_end(vm: Vm, range: XeRange, mmu_range: Range) -> None:
+def xe_svm_range_notifier_event_end(vm: Vm, r: XeRange, mmu_range: Range) -> None:
     """xe_svm_range_notifier_event_end(), drm_gpusvm_range_unmap_pages()."""
-    range.has_dma_mapping = 0
+    r.has_dma_mapping = 0
     if vm.size and mmu_range.event == MMU_NOTIFY_UNMAP:
-        xe_svm_garbage_collector_add_range(vm, range)
+        xe_svm_garbage_collector_add_range(vm, r)
 
 
 @protocol
 def xe_svm_invalidate(vm: Vm, notifier: GpusvmNotifier, mmu_range: Range) -> None:
-    """xe_svm_invalidate(): all ranges that the event touches, and one TLB invalidation. Ranges are disjoint, so it is
-    the same ranges that C finds, which moves the bounds of its loop to those of the ranges as it goes."""
+    """xe_svm_invalidate(): every range that the event touches, whole, and one TLB invalidation.
+
+    C's loops go by bounds that it widens to those of the ranges meanwhile; ranges are disjoint, so they are the same.
+    """
     start = max(notifier.start, mmu_range.start)
     last = min(notifier.last, mmu_range.end - 1)
     first = drm_gpusvm_range_find(notifier, start, last + 1)
@@ -294,17 +298,17 @@ def xe_svm_invalidate(vm: Vm, notifier: GpusvmNotifier, mmu_range: Range) -> Non
         return
     if vm.size:
         zapped = 0
-        range = first
-        while range:
-            zapped = zapped | xe_svm_range_notifier_event_begin(vm, range)
-            range = XeRange(itree_next(range, start, last, SCRATCH))
+        r = first
+        while r:
+            zapped = zapped | xe_svm_range_notifier_event_begin(vm, r)
+            r = XeRange(itree_next(r, start, last, SCRATCH))
         if zapped:
             count("device_commands")
             count("tlb_inval_count")  # xe_vm_range_tilemask_tlb_inval()
-    range = first
-    while range:
-        xe_svm_range_notifier_event_end(vm, range, mmu_range)
-        range = XeRange(itree_next(range, start, last, SCRATCH))
+    r = first
+    while r:
+        xe_svm_range_notifier_event_end(vm, r, mmu_range)
+        r = XeRange(itree_next(r, start, last, SCRATCH))
 
 
 @protocol
@@ -336,15 +340,15 @@ drm_gpusvm_notifier_ops = Ops(
 
 
 @protocol
-def drm_gpusvm_range_remove(vm: Vm, range: XeRange) -> None:
+def drm_gpusvm_range_remove(vm: Vm, r: XeRange) -> None:
     """drm_gpusvm_range_remove(): the notifier's last range takes it along, waiting until no callback runs."""
-    notifier = drm_gpusvm_notifier_find(vm, range.start)
+    notifier = drm_gpusvm_notifier_find(vm, r.start)
     down_read(vm.notifier_lock)
-    range.has_dma_mapping = 0
-    __drm_gpusvm_free_pages(vm, range)
-    itree_remove(notifier.root, range)
+    r.has_dma_mapping = 0
+    __drm_gpusvm_free_pages(vm, r)
+    itree_remove(notifier.root, r)
     up_read(vm.notifier_lock)
-    drm_gpusvm_range_put(range)
+    drm_gpusvm_range_put(r)
     if not itree_first(notifier.root, 0, ULONG_MAX, SCRATCH):
         if not notifier.removed:
             mmu_interval_notifier_remove(notifier)
@@ -353,15 +357,15 @@ def drm_gpusvm_range_remove(vm: Vm, range: XeRange) -> None:
 
 
 @protocol
-def xe_vm_range_unbind(vm: Vm, range: XeRange) -> None:
+def xe_vm_range_unbind(vm: Vm, r: XeRange) -> None:
     """xe_vm_range_unbind(): a page-table job and a TLB invalidation, whatever a callback has done already."""
-    if not range.tile_present:
+    if not r.tile_present:
         return
     down_read(vm.notifier_lock)
     count("device_commands")
-    pt_clear(vm.pt, range.start, range.last + 1)
+    pt_clear(vm.pt, r.start, r.last + 1)
     count("tlb_inval_count")
-    range.tile_present = 0
+    r.tile_present = 0
     up_read(vm.notifier_lock)
 
 
@@ -372,15 +376,15 @@ def xe_svm_garbage_collector(vm: Vm) -> int:
         return -ENOENT
     spin_lock(vm.gc_lock)
     while True:
-        range = XeRange(vm.gc_first)
-        if not range:
+        r = XeRange(vm.gc_first)
+        if not r:
             break
-        vm.gc_first = range.gc_next
+        vm.gc_first = r.gc_next
         if not vm.gc_first:
             vm.gc_last = NULL
         spin_unlock(vm.gc_lock)
-        xe_vm_range_unbind(vm, range)
-        drm_gpusvm_range_remove(vm, range)
+        xe_vm_range_unbind(vm, r)
+        drm_gpusvm_range_remove(vm, r)
         spin_lock(vm.gc_lock)
     spin_unlock(vm.gc_lock)
     return 0
@@ -419,17 +423,17 @@ def find_or_insert_range(vm: Vm, notifier: GpusvmNotifier, addr: int) -> int:
         return -ENOENT
     if not vma.prot & PROT_WRITE:
         return -EPERM
-    range = drm_gpusvm_range_find(notifier, addr, addr + 1)
-    if range:
-        return range
+    r = drm_gpusvm_range_find(notifier, addr, addr + 1)
+    if r:
+        return r
     size = drm_gpusvm_range_chunk_size(vm, notifier, vma.start, vma.last, addr)
-    range = drm_gpusvm_range_alloc(vm, notifier, addr, size)
-    if not range:
+    r = drm_gpusvm_range_alloc(vm, notifier, addr, size)
+    if not r:
         return -ENOMEM
     down_read(vm.notifier_lock)  # drm_gpusvm_range_insert()
-    itree_insert(notifier.root, range)
+    itree_insert(notifier.root, r)
     up_read(vm.notifier_lock)
-    return range
+    return r
 
 
 @protocol
@@ -442,9 +446,7 @@ def find_or_insert_notifier(vm: Vm, addr: int) -> int:
         notifier = drm_gpusvm_notifier_alloc(vm, addr)
         if not notifier:
             return -ENOMEM
-        mmu_interval_notifier_insert(
-            notifier, mm, addr & -vm.notifier_size, vm.notifier_size, drm_gpusvm_notifier_ops
-        )
+        mmu_interval_notifier_insert(notifier, mm, addr & -vm.notifier_size, vm.notifier_size, drm_gpusvm_notifier_ops)
     down_read(mm.mmap_lock)
     ret = find_or_insert_range(vm, notifier, addr)
     if not found and ret >= 0:
@@ -467,54 +469,54 @@ def drm_gpusvm_range_find_or_insert(vm: Vm, addr: int) -> int:
 
 
 @protocol
-def drm_gpusvm_pages_valid_unlocked(vm: Vm, range: XeRange) -> int:
+def drm_gpusvm_pages_valid_unlocked(vm: Vm, r: XeRange) -> int:
     """drm_gpusvm_pages_valid_unlocked(): pages that are not valid any more are freed."""
-    if not range.dma_addr:
+    if not r.dma_addr:
         return 0
     down_read(vm.notifier_lock)
-    valid = range.has_dma_mapping
+    valid = r.has_dma_mapping
     if not valid:
-        __drm_gpusvm_free_pages(vm, range)
+        __drm_gpusvm_free_pages(vm, r)
     up_read(vm.notifier_lock)
     return valid
 
 
 @protocol
-def map_pages(vm: Vm, range: XeRange, seq: int) -> int:
+def map_pages(vm: Vm, r: XeRange, seq: int) -> int:
     """drm_gpusvm_get_pages() from its label map_pages on: 0, or -EAGAIN to begin again, or -EFAULT."""
     while True:
         down_read(vm.notifier_lock)
-        if range.unmapped:
+        if r.unmapped:
             up_read(vm.notifier_lock)
             return -EFAULT
-        if mmu_interval_read_retry(range.notifier, seq):
+        if mmu_interval_read_retry(r.notifier, seq):
             up_read(vm.notifier_lock)
             return -EAGAIN
-        if range.dma_addr:
-            range.has_dma_mapping = 1
+        if r.dma_addr:
+            r.has_dma_mapping = 1
             up_read(vm.notifier_lock)
             return 0
         up_read(vm.notifier_lock)
-        kvcalloc(16 * npages_in_range(range))
-        range.dma_addr = 1
+        kvcalloc(16 * npages_in_range(r))
+        r.dma_addr = 1
 
 
 @protocol
-def drm_gpusvm_get_pages(vm: Vm, range: XeRange) -> int:
+def drm_gpusvm_get_pages(vm: Vm, r: XeRange) -> int:
     """drm_gpusvm_get_pages()."""
     mm = vm.mm
-    notifier = range.notifier
+    notifier = r.notifier
     while not timed_out():
         seq = mmu_interval_read_begin(notifier)
-        if drm_gpusvm_pages_valid_unlocked(vm, range):
+        if drm_gpusvm_pages_valid_unlocked(vm, r):
             return 0
-        kvcalloc(8 * npages_in_range(range))  # pfns
+        kvcalloc(8 * npages_in_range(r))  # pfns
         err = -EFAULT
         if mmget_not_zero(mm):
             err = -EBUSY
             while err == -EBUSY:
                 down_read(mm.mmap_lock)
-                err = hmm_range_fault_pages(mm, notifier, seq, range.start, range.last + 1, 1, vm.dma_addr)
+                err = hmm_range_fault_pages(mm, notifier, seq, r.start, r.last + 1, 1, vm.dma_addr)
                 up_read(mm.mmap_lock)
                 if err == -EBUSY:
                     if timed_out():
@@ -523,10 +525,10 @@ def drm_gpusvm_get_pages(vm: Vm, range: XeRange) -> int:
                     seq = mmu_interval_read_begin(notifier)
             mmput(mm)
         if not err:
-            err = map_pages(vm, range, seq)
-        kvfree(8 * npages_in_range(range))
+            err = map_pages(vm, r, seq)
+        kvfree(8 * npages_in_range(r))
         if err:
-            pt_clear(vm.dma_addr, range.start, range.last + 1)
+            pt_clear(vm.dma_addr, r.start, r.last + 1)
         if err != -EAGAIN:
             return err
         count("fault_retries")
@@ -534,52 +536,50 @@ def drm_gpusvm_get_pages(vm: Vm, range: XeRange) -> int:
 
 
 @protocol
-def xe_vm_range_rebind(vm: Vm, range: XeRange) -> int:
+def xe_vm_range_rebind(vm: Vm, r: XeRange) -> int:
     """xe_vm_range_rebind(): xe_pt_stage_bind(), xe_pt_svm_userptr_pre_commit(), the job, and op_commit()."""
     down_read(vm.notifier_lock)
-    valid = range.has_dma_mapping
+    valid = r.has_dma_mapping
     up_read(vm.notifier_lock)
     if not valid:
         return -EAGAIN
     down_read(vm.notifier_lock)
-    if not range.has_dma_mapping:
+    if not r.has_dma_mapping:
         up_read(vm.notifier_lock)
         return -EAGAIN
     count("device_commands")
-    pt_copy(vm.pt, vm.dma_addr, range.start, range.last + 1)
-    range.tile_present = 1
-    range.tile_invalidated = 0
+    pt_copy(vm.pt, vm.dma_addr, r.start, r.last + 1)
+    r.tile_present = 1
+    r.tile_invalidated = 0
     up_read(vm.notifier_lock)
     return 0
 
 
 @protocol
-def xe_svm_range_fault_count_stats_incr(range: XeRange) -> None:
-    """xe_svm_range_fault_count_stats_incr(): every round of a fault."""
-    size = range.last + 1 - range.start
-    if size == SZ_4K:
-        count("svm_4K_pagefault_count")
-    if size == SZ_64K:
-        count("svm_64K_pagefault_count")
-    if size == SZ_2M:
-        count("svm_2M_pagefault_count")
+def xe_svm_range_is_valid(r: XeRange) -> int:
+    """xe_svm_range_is_valid(), xe_vm_has_valid_gpu_mapping(): read without a lock; whoever zaps it faults again."""
+    if r.tile_present and not r.tile_invalidated:
+        return 1
+    return 0
 
 
 @protocol
-def xe_svm_range_valid_fault_count_stats_incr(range: XeRange) -> None:
-    """xe_svm_range_valid_fault_count_stats_incr()."""
-    size = range.last + 1 - range.start
+def range_stats_incr(size: int, valid: int) -> None:
+    """xe_svm_range_fault_count_stats_incr(), in every round; xe_svm_range_valid_fault_count_stats_incr()."""
     if size == SZ_4K:
-        count("svm_4K_valid_pagefault_count")
-    if size == SZ_64K:
-        count("svm_64K_valid_pagefault_count")
-    if size == SZ_2M:
-        count("svm_2M_valid_pagefault_count")
+        count("svm_4K_pagefault_count")
+        count("svm_4K_valid_pagefault_count", valid)
+    elif size == SZ_64K:
+        count("svm_64K_pagefault_count")
+        count("svm_64K_valid_pagefault_count", valid)
+    elif size == SZ_2M:
+        count("svm_2M_pagefault_count")
+        count("svm_2M_valid_pagefault_count", valid)
 
 
 @protocol
 def __xe_svm_handle_pagefault(vm: Vm, addr: int) -> int:
-    """__xe_svm_handle_pagefault(): rounds without end, as long as what went wrong may have been a change of mappings."""
+    """__xe_svm_handle_pagefault(): round after round, as long as what failed may have been a change of mappings."""
     count("svm_pagefault_count")
     while True:
         err = xe_svm_garbage_collector(vm)
@@ -588,14 +588,14 @@ def __xe_svm_handle_pagefault(vm: Vm, addr: int) -> int:
         found = drm_gpusvm_range_find_or_insert(vm, addr)
         if found < 0:
             return found
-        range = XeRange(found)
-        xe_svm_range_fault_count_stats_incr(range)
-        if range.tile_present and not range.tile_invalidated:
-            xe_svm_range_valid_fault_count_stats_incr(range)
+        r = XeRange(found)
+        valid = xe_svm_range_is_valid(r)
+        range_stats_incr(r.last + 1 - r.start, valid)
+        if valid:
             return 0
-        err = drm_gpusvm_get_pages(vm, range)
+        err = drm_gpusvm_get_pages(vm, r)
         if not err:
-            err = xe_vm_range_rebind(vm, range)
+            err = xe_vm_range_rebind(vm, r)
         if err != -EFAULT and err != -EPERM and err != -EAGAIN:
             return err
         if runs_work():  # alone: mappings do not change, and the next round would be this one
@@ -680,11 +680,11 @@ def drm_gpusvm_fini(vm: Vm) -> None:
         itree = NotifierNode(itree_next(itree, 0, ULONG_MAX, SCRATCH))
         mmu_interval_notifier_remove(notifier)
         notifier.removed = 1
-        range = XeRange(itree_first(notifier.root, 0, ULONG_MAX, SCRATCH))
-        while range:
-            following = XeRange(itree_next(range, 0, ULONG_MAX, SCRATCH))
-            drm_gpusvm_range_remove(vm, range)
-            range = following
+        r = XeRange(itree_first(notifier.root, 0, ULONG_MAX, SCRATCH))
+        while r:
+            following = XeRange(itree_next(r, 0, ULONG_MAX, SCRATCH))
+            drm_gpusvm_range_remove(vm, r)
+            r = following
     mmdrop(vm.mm)
 
 
@@ -705,6 +705,8 @@ def xe_vm_close_and_put(xe: XeDevice) -> None:
     xe_vm_put(vm)
 
 
+size_parameter = partial(Parameter, unit="bytes", minimum=PAGE_SIZE, power_of_two=True)
+
 design = Design(
     name="drm-gpusvm",
     title="wide notifiers with ranges of 2M, 64K, 4K",
@@ -715,44 +717,15 @@ design = Design(
     close=xe_vm_close_and_put,
     ops=[drm_gpusvm_notifier_ops],
     parameters=[
-        Parameter(
-            "notifier_size",
-            512 << 20,
-            "size of a notifier (xe.svm_notifier_size, in MiB there)",
-            unit="bytes",
-            minimum=4096,
-            power_of_two=True,
-            small=16 << 10,
-        ),
-        Parameter(
-            "chunk",
-            SZ_2M,
-            "largest size of a range (fault_chunk_sizes)",
-            unit="bytes",
-            minimum=4096,
-            power_of_two=True,
-            small=8 << 10,
-        ),
-        Parameter(
-            "middle",
-            SZ_64K,
-            "size of a range where the largest does not fit; the last resort is 4K",
-            unit="bytes",
-            minimum=4096,
-            power_of_two=True,
-            small=4 << 10,
-        ),
+        size_parameter("notifier_size", 512 << 20, "size of a notifier (xe.svm_notifier_size)", small=16 << 10),
+        size_parameter("chunk", SZ_2M, "largest size of a range (fault_chunk_sizes)", small=8 << 10),
+        size_parameter("middle", SZ_64K, "size of a range where that does not fit; the last is 4K", small=4 << 10),
     ],
     counters=[
         "svm_pagefault_count",
         "tlb_inval_count",
         "svm_tlb_inval_count",
-        "svm_4K_pagefault_count",
-        "svm_64K_pagefault_count",
-        "svm_2M_pagefault_count",
-        "svm_4K_valid_pagefault_count",
-        "svm_64K_valid_pagefault_count",
-        "svm_2M_valid_pagefault_count",
+        *(f"svm_{size}_{kind}_count" for kind in ("pagefault", "valid_pagefault") for size in ("4K", "64K", "2M")),
     ],
     disjoint=True,
     doc=__doc__,
