@@ -26,6 +26,7 @@ BUILT_IN = {
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "drm-gpusvm": "faultpath.designs.drm_gpusvm",
     "full-va": "faultpath.designs.full_va",
+    "uvm-hmm": "faultpath.designs.uvm_hmm",
 }
 
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}

@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 from faultpath.trace.ops import Event
 from oracles.address_space import PAGE, WRITE, AddressSpace
 from oracles.core import Counts, Driver
-from oracles.rbtree import Node, Tree
+from oracles.rbtree import NIL, Node, Tree
 
 ENOENT, EPERM = 2, 1
 NAMES = {4 << 10: "4K", 64 << 10: "64K", 2 << 20: "2M"}
+
+
+class Disjoint(Node):
+    """One of intervals that do not overlap: in a subtree the last one reaches furthest."""
+
+    def reach(self) -> int:
+        node: Node = self
+        while node.right:
+            node = node.right
+        return node.last
 
 
 @dataclass(eq=False)
@@ -34,6 +44,7 @@ class Chunk:
     bound: bool = False
     zapped: bool = False
     dead: bool = False
+    node: Node = NIL
 
     @property
     def pages(self) -> range:
@@ -86,7 +97,7 @@ class Gpusvm(Driver):
             area = node.payload
         else:
             start = page // self.area * self.area
-            area = Area(Node(start, start + self.area - 1), Node(start, start + self.area - 1))
+            area = Area(Node(start, start + self.area - 1), Disjoint(start, start + self.area - 1))
             area.core.payload = area.own.payload = area
             self.counts.alloc()
             self.counts.bytes(200)
@@ -121,7 +132,8 @@ class Gpusvm(Driver):
         self.counts.alloc()
         self.counts.bytes(144)
         self.lock("driver")
-        area.ranges.insert(Node(chunk.start, chunk.start + chunk.size - 1, chunk))
+        chunk.node = Disjoint(chunk.start, chunk.start + chunk.size - 1, chunk)
+        area.ranges.insert(chunk.node)
         return chunk
 
     def get_pages(self, chunk: Chunk) -> int:
@@ -207,9 +219,9 @@ class Gpusvm(Driver):
         assert self.find(self.areas, chunk.start, chunk.start).payload is area
         self.lock("driver")
         self.free_array(chunk)
-        area.ranges.remove(next(node for node in area.ranges if node.payload is chunk))
+        area.ranges.remove(chunk.node)
         self.counts.bytes(-144)
-        if not list(area.ranges):
+        if not area.ranges.root:
             self.drop(area)
             self.areas.remove(area.own)
 

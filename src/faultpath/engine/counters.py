@@ -49,6 +49,9 @@ DRIVER_COUNTERS: dict[str, str] = {
     "svm_4K_valid_pagefault_count": "rounds of faults that found a bound and valid range of 4 KiB: Xe's `gtstats`",
     "svm_64K_valid_pagefault_count": "rounds of faults that found a bound and valid range of 64 KiB: Xe's `gtstats`",
     "svm_2M_valid_pagefault_count": "rounds of faults that found a bound and valid range of 2 MiB: Xe's `gtstats`",
+    "replayable_faults": "faults serviced, as often as they were: UVM's `fault_stats` (uvm_enable_debug_procfs)",
+    "replayable_faults_bh": "runs of the bottom half, one for each fault here: UVM's `info` (uvm_enable_debug_procfs)",
+    "replays_start": "replays after a batch, one for each fault here: `replays: start` in UVM's `fault_stats`",
 }
 
 GAUGES: dict[str, str] = {
