@@ -26,6 +26,7 @@ NAMES = (
     "uvm-hmm:block=2048K",
     "nouveau-upstream",
     "core-tracked",
+    "drm-gpusvm:notifier_size=524288K,chunk=2048K,middle=64K",
 )
 
 
