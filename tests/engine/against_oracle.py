@@ -6,11 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import drm_gpusvm, full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit, uvm_hmm
+from faultpath.designs import (
+    core_tracked,
+    drm_gpusvm,
+    full_va,
+    nouveau_upstream,
+    nouveau_v6,
+    nouveau_v6_fixed,
+    odp_implicit,
+    uvm_hmm,
+)
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
+from oracles.core_tracked import CoreTracked
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
 from oracles.drm_gpusvm import gpusvm
+from oracles.nouveau_upstream import NouveauUpstream
 from oracles.running import Run, differences, table
 from oracles.sequences import possible, smallest
 from oracles.uvm_hmm import uvm
@@ -28,6 +39,8 @@ class Case:
 CASES = {
     "nouveau-v6": Case(nouveau_v6.design, NouveauV6),
     "nouveau-v6-fixed": Case(nouveau_v6_fixed.design, NouveauV6Fixed),
+    "nouveau-upstream": Case(nouveau_upstream.design, NouveauUpstream),
+    "core-tracked": Case(core_tracked.design, CoreTracked),
     "full-va": Case(full_va.design, FullVa),
 }
 # One page, less than one block of eight, one block, a few, one leaf, several leaves, the default.

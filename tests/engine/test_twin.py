@@ -21,6 +21,8 @@ NAMES = [
     "full-va",
     "odp-implicit:child=32K,protection=refcount",
     "odp-implicit:child=64K,protection=srcu",
+    "nouveau-upstream",
+    "core-tracked",
 ]
 
 

@@ -349,6 +349,16 @@ def up_read(rig: Rig) -> None:
 
 
 @protocol
+def spin_is_locked(rig: Rig) -> int:
+    return locks.spin_is_locked(rig.spin)
+
+
+@protocol
+def write_locked(rig: Rig) -> int:
+    return locks.rwsem_is_write_locked(rig.sem)
+
+
+@protocol
 def down_write(rig: Rig) -> None:
     locks.down_write(rig.sem)
 
