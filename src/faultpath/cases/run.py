@@ -1,0 +1,101 @@
+"""``check --cases``: every variant of each case, and whether the checker says of it what it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import faultpath
+from faultpath import catalog
+from faultpath.cases import CASES, load
+from faultpath.cases.case import Case, Variant
+from faultpath.check import examined
+from faultpath.engine import native
+from faultpath.engine.check import Check
+from faultpath.errors import FaultpathError
+
+SCHEMA = "faultpath/cases/1"
+
+Document = dict[str, Any]
+
+
+def check_cases(
+    requests: Sequence[str] = (),
+    *,
+    replay: str = "",
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Document:
+    """Check cases.
+
+    :param requests: ``NAME`` or ``NAME/VARIANT``; none: all
+    :param replay: id of a counterexample of the one variant requested: follow it instead of searching
+    :raises FaultpathError: a wrong request
+    """
+    wanted = [requested(request) for request in requests or CASES]
+    total = sum(len(variants) for _, variants in wanted)
+    if replay and total != 1:
+        raise FaultpathError("a counterexample is of one variant", "--replay", "name it: --cases NAME/VARIANT")
+    done = 0
+    cases = []
+    before, native.effort = native.effort, 0  # compiled once, run for a moment
+    try:
+        for case, variants in wanted:
+            results = []
+            for variant in variants:
+                progress(f"{case.name}/{variant.name}", done, total)
+                results.append(checked(case, variant, replay))
+                done += 1
+            cases.append(described(case) | {"variants": results})
+    finally:
+        native.effort = before
+    return {"schema": SCHEMA, "version": faultpath.__version__, "cases": cases}
+
+
+def requested(request: str) -> tuple[Case, list[Variant]]:
+    """What ``NAME`` or ``NAME/VARIANT`` stands for."""
+    name, slash, which = request.partition("/")
+    case = load(name)
+    variants = [v for v in case.variants if not slash or v.name == which]
+    if not variants:
+        names = ", ".join(v.name for v in case.variants)
+        raise FaultpathError(f"{name} has no variant '{which}'", "--cases", f"it has: {names}")
+    return case, variants
+
+
+def described(case: Case) -> Document:
+    """A case without its variants."""
+    return {
+        "name": case.name,
+        "title": case.title,
+        "commit": case.commits(),
+        "version": case.versions(),
+        "cve": case.cve,
+        "property": case.property,
+        "source": case.source,
+        "doc": case.doc.strip(),
+    }
+
+
+def checked(case: Case, variant: Variant, replay: str = "") -> Document:
+    """A variant, what was found, and whether that was expected."""
+    label = f"{case.name}/{variant.name}"
+    values = {p.name: p.default for p in variant.design.parameters}
+    check = Check(variant.design, catalog.integers(variant.design, values), variant.scenario)
+    result = examined(check, label, replay, lambda done, states: None)
+    found = result["property"] or result["verdict"]
+    return {
+        "variant": variant.name,
+        "commit": variant.commit,
+        "version": variant.version,
+        "expected": variant.expected,
+        "as_expected": found == variant.expected,
+        "label": label,
+        "request": f"--cases {label}",
+        "scenario": variant.scenario.name,
+        **result,
+    }
+
+
+def status(document: Document) -> int:
+    """The exit status: 0 if every verdict is as expected, else 1."""
+    return int(not all(v["as_expected"] for case in document["cases"] for v in case["variants"]))
