@@ -13,14 +13,29 @@ from faultpath.errors import FaultpathError
 if TYPE_CHECKING:
     from faultpath.cases.case import Case
 
-CASES = {
-    "amdgpu-get-pages": "amdgpu_get_pages",
-}
+CASES = (
+    "amdgpu-get-pages",
+    "interval-remove",
+    "hmm-struct",
+    "device-private",
+    "hmm-livelock",
+    "khugepaged-file",
+    "secondary-tlb",
+    "registration",
+    "mlx5-dereg",
+    "mlx5-implicit-child",
+    "xe-userptr",
+    "amdkfd-mmput",
+    "amdkfd-vma-removed",
+    "nouveau-drain",
+    "kvm-vma",
+    "hfi1-expected",
+)
 
 
 def load(name: str) -> Case:
     """The case of a name."""
     if name not in CASES:
         raise FaultpathError(f"no case '{name}'", "--cases", f"one of {', '.join(CASES)}")
-    case: Case = importlib.import_module(f"faultpath.cases.{CASES[name]}").case
+    case: Case = importlib.import_module(f"faultpath.cases.{name.replace('-', '_')}").case
     return case

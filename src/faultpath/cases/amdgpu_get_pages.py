@@ -17,29 +17,7 @@ import dataclasses
 from faultpath.cases import mirror
 from faultpath.cases.case import BUGGY, FINAL_FIX, FIRST_FIX, HOLDS, Case, Variant, memory
 from faultpath.cases.mirror import PAGES, Mirror
-from faultpath.driver import (
-    EBUSY,
-    GFP_KERNEL,
-    PAGE_SIZE,
-    PageTable,
-    Struct,
-    count,
-    down_read,
-    hmm_range_fault,
-    kfree,
-    kmalloc,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
-    mutex_lock,
-    mutex_unlock,
-    protocol,
-    pt_free,
-    pt_get,
-    pt_init,
-    pt_set,
-    timed_out,
-    up_read,
-)
+from faultpath.driver import *
 from faultpath.scenario import SPAN, Scenario, fault, reclaim
 
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 from faultpath.design import Design
 from faultpath.kernel.mm import fault
-from faultpath.kernel.mm.fault import new_anon_page
+from faultpath.kernel.mm.fault import EXCLUSIVE, new_anon_page
 from faultpath.kernel.mm.mmap import map_vma
-from faultpath.kernel.mm.vma import Vma
+from faultpath.kernel.mm.raising import UNMAP, zap_range
+from faultpath.kernel.mm.vma import Vma, drop_vmas
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, WRITE, pt_cmpxchg
+from faultpath.kernel.primitives.locks import down_write, up_write
+from faultpath.kernel.primitives.pagetable import PAGE_SIZE, WRITE, pt_cmpxchg, pt_fork
 from faultpath.protocol.language import protocol
 from faultpath.scenario import MM, PRIVATE_ANONYMOUS, READ_WRITE, Call, Scenario, address
 
 BUGGY, FIRST_FIX, FINAL_FIX = "buggy", "first-fix", "final-fix"
+PROPOSED = "proposed"  # not the kernel's: what would mend what the final fix has left
 HOLDS = "holds"
 
 
@@ -23,10 +26,10 @@ HOLDS = "holds"
 class Variant:
     """One state of the code, and what the checker must say of it.
 
-    :param name: BUGGY, FIRST_FIX or FINAL_FIX; a case has each once at most
+    :param name: BUGGY, FIRST_FIX, FINAL_FIX or PROPOSED; a case has each once at most
     :param expected: the property that is violated, or HOLDS
-    :param commit: the fix that led to it, twelve digits
-    :param version: the first release that has that
+    :param commit: the fix that led to it, twelve digits; "" where only its posting is known
+    :param version: the first release that has that, or when it was committed
     """
 
     name: str
@@ -80,6 +83,22 @@ def touch(mm: Mm, start: int, end: int) -> None:
     while start < end:
         pt_cmpxchg(mm.pt, start, 0, new_anon_page(mm, start) | WRITE)
         start += PAGE_SIZE
+
+
+@protocol
+def write_protect(mm: Mm, start: int, size: int) -> None:
+    """What a fork leaves: pages that may not be written to and are not the mm's alone (copy_present_pte())."""
+    pt_fork(mm.pt, start, start + size, EXCLUSIVE)
+    mm.children = ~0  # and a child that lives
+
+
+@protocol
+def unmap(mm: Mm, start: int, size: int) -> None:
+    """munmap() of a whole mapping: nothing is split, and mmap_lock is not downgraded."""
+    down_write(mm.mmap_lock)
+    drop_vmas(mm, start, start + size)
+    zap_range(mm, start, start + size, UNMAP)
+    up_write(mm.mmap_lock)
 
 
 def memory(pages: int, flags: int = PRIVATE_ANONYMOUS) -> list[Call]:

@@ -8,32 +8,7 @@ from __future__ import annotations
 
 from faultpath.cases.case import nothing_is_shared
 from faultpath.design import Design
-from faultpath.driver import (
-    GFP_KERNEL,
-    NULL,
-    PAGE_SIZE,
-    Device,
-    IntervalNotifier,
-    Mm,
-    Mutex,
-    Ops,
-    PageTable,
-    Range,
-    device_zap,
-    embedded,
-    kfree,
-    kmalloc,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_set_seq,
-    mutex_lock,
-    mutex_unlock,
-    off_stack,
-    protocol,
-    pt_free,
-    pt_get,
-    pt_init,
-)
+from faultpath.driver import *
 from faultpath.scenario import SPAN
 
 PAGES = 2  # of the buffer
@@ -79,13 +54,19 @@ def mirror_init(mirror: Mirror, mm: Mm, ops: int) -> None:
 
 
 @protocol
-def mirror_open(mm: Mm) -> Mirror:
-    """The file is opened and the buffer registered."""
+def mirror_create(mm: Mm, ops: int) -> Mirror:
+    """A mirror with callbacks of a case's own."""
     mirror = kmalloc(Mirror, GFP_KERNEL)
     if not mirror:
         return NULL
-    mirror_init(mirror, mm, mirror_ops)
+    mirror_init(mirror, mm, ops)
     return mirror
+
+
+@protocol
+def mirror_open(mm: Mm) -> Mirror:
+    """The file is opened and the buffer registered."""
+    return mirror_create(mm, mirror_ops)
 
 
 @protocol
@@ -104,9 +85,26 @@ def mirror_close(mirror: Mirror) -> None:
 
 
 @protocol
-def mirror_no_fault(mirror: Mirror, addr: int, write: int) -> int:
-    """For cases in which nothing faults."""
-    return 0
+def mirror_fault(mirror: Mirror, addr: int, write: int) -> int:
+    """The fault path of Documentation/mm/hmm.rst, for one page."""
+    mm = mirror.mm
+    mni = mirror.notifier
+    while not timed_out():
+        seq = mmu_interval_read_begin(mni)
+        down_read(mm.mmap_lock)
+        pfn = hmm_range_fault(mm, mni, seq, addr, write)
+        up_read(mm.mmap_lock)
+        if pfn >= 0:
+            mutex_lock(mirror.notifier_lock)
+            if not mmu_interval_read_retry(mni, seq):
+                pt_set(mirror.pt, addr, pfn)
+                mutex_unlock(mirror.notifier_lock)
+                return 0
+            mutex_unlock(mirror.notifier_lock)
+        elif pfn != -EBUSY:
+            return pfn
+        count("fault_retries")
+    return -EBUSY
 
 
 design = Design(
@@ -114,7 +112,7 @@ design = Design(
     title="one interval over a buffer",
     source="Documentation/mm/hmm.rst",
     open=mirror_open,
-    fault=mirror_no_fault,
+    fault=mirror_fault,
     walk=mirror_walk,
     close=mirror_close,
     ops=[mirror_ops],
