@@ -13,6 +13,8 @@ from faultpath.check import examined
 from faultpath.engine import native
 from faultpath.engine.check import Check
 from faultpath.errors import FaultpathError
+from faultpath.report.cases import table
+from faultpath.report.counterexample import lines
 
 SCHEMA = "faultpath/cases/1"
 
@@ -99,3 +101,40 @@ def checked(case: Case, variant: Variant, replay: str = "") -> Document:
 def status(document: Document) -> int:
     """The exit status: 0 if every verdict is as expected, else 1."""
     return int(not all(v["as_expected"] for case in document["cases"] for v in case["variants"]))
+
+
+# --- docs/cases.md
+
+
+INTRODUCTION = """\
+# Bugs that the checker finds again
+
+Generated: `python -m faultpath.cases > docs/cases.md`. Each is a bug that the kernel had, restated as small protocols
+([src/faultpath/cases](../src/faultpath/cases)) before its fix and after each. `faultpath check --cases` runs them all;
+with a case's name it also prints what is below, with line numbers. The modelled core is the same for all of them: a bug
+in the core itself takes the place of that one protocol.
+
+*Holds* means: in this scenario, with these threads and pages, no interleaving breaks a rule. It does not say that the
+driver has no other bug. *proposed* is not in the kernel.
+"""
+
+
+def markdown(document: Document) -> str:
+    """``docs/cases.md``: the table, each case's story, and its counterexamples."""
+    parts = [*INTRODUCTION.splitlines(), "", "```console", "$ faultpath check --cases", *table(document), "```", ""]
+    for case in document["cases"]:
+        parts += [f"## {case['name']}: {case['title']}", "", f"`{case['source']}`", "", case["doc"], ""]
+        for result in case["variants"]:
+            parts += _told(result)
+    return "\n".join(parts)
+
+
+def _told(result: Document) -> list[str]:
+    """One variant: what was tried, and how it ended."""
+    scenario = {v.scenario.name: v.scenario for v in load(result["label"].partition("/")[0]).variants}
+    commit = f" ({result['commit']})" if result["commit"] else ""
+    head = f"**{result['variant']}**{commit}. {scenario[result['scenario']].doc}"
+    if result["verdict"] != "violated":
+        return [f"{head} Holds: {result['states']} states.", ""]
+    shown = lines(result, numbered=False)
+    return [f"{head} Violated: {result['property']}: {result['rule']}.", "", "```", *shown, "```", ""]
