@@ -14,7 +14,11 @@ import pytest
 from faultpath import cases
 from faultpath.cases import CASES, run
 from faultpath.cases.case import BUGGY, FINAL_FIX, FIRST_FIX, HOLDS, PROPOSED
+from faultpath.engine import native
+from faultpath.engine.check import Check
+from faultpath.engine.status import VIOLATIONS
 from faultpath.errors import FaultpathError
+from faultpath.report import cases as report
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "cases.txt"
 
@@ -108,7 +112,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
     },
     "secondary-tlb": {
         BUGGY: (
-            27,
+            35,
             [
                 ("device", "device_write", "tlb_access(smmu.tlb, mm.pt, 0x10000) -> V frame 1"),
                 ("write", "wp_page_reuse", "pt_cmpxchg(mm.pt, 0x10000, V frame 1, V W frame 1)"),
@@ -116,7 +120,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
                 ("device", "device_write", "tlb_access(smmu.tlb, mm.pt, 0x10000) -> V frame 1"),
             ],
         ),
-        FINAL_FIX: (76, []),
+        FINAL_FIX: (90, []),
     },
     "registration": {
         BUGGY: (
@@ -176,6 +180,29 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
         ),
         FINAL_FIX: (255, []),
     },
+    "xe-iommu": {
+        BUGGY: (
+            107,
+            [
+                ("fault", "mirror_fault", "pt_set(mirror.pt, 0x10000"),
+                ("kswapd", "mmu_interval_set_seq", "invalidate_seq = 3"),
+            ],
+        ),
+        FINAL_FIX: (195, []),
+    },
+    "xe-repin": {
+        BUGGY: (
+            284,
+            [
+                ("kswapd", "vma_userptr_invalidate", "hlist_add_head(uptr.invalidate_link"),
+                ("exec", "xe_vm_userptr_pin", "hlist_add_head(uptr.repin_link"),
+                ("exec", "xe_vma_userptr_pin_pages", "timed_out() -> 1"),
+                ("exec", "xe_vma_destroy", "kfree(uptr)"),
+                ("exec", "xe_vma_userptr_pin_pages", "uptr.vm"),
+            ],
+        ),
+        FINAL_FIX: (257, []),
+    },
     "amdkfd-mmput": {
         BUGGY: (
             26,
@@ -225,6 +252,26 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
             ],
         ),
         FINAL_FIX: (100, []),
+    },
+    "kvm-root": {
+        BUGGY: (
+            81,
+            [
+                ("memslot", "kvm_set_memslot", "root.invalid = 1"),
+                ("memslot", "kvm_set_memslot", "root.child -> NULL"),
+                ("vcpu", "direct_page_fault", "root.child = sp"),
+                ("vcpu", "kvm_destroy_vm", "kfree(kvm_x86)"),
+            ],
+        ),
+        FIRST_FIX: (
+            155,
+            [
+                ("memslot", "kvm_set_memslot", "kvm_x86.updated = 1"),
+                ("vcpu", "stale_by_root_and_int", "invalid -> 0"),
+                ("vcpu", "mmu_invalidate_retry", "mmu_invalidate_seq -> 0x80000000"),
+            ],
+        ),
+        FINAL_FIX: (185, []),
     },
     "hfi1-expected": {
         BUGGY: (4, [("munmap", "tid_rb_invalidate", "fd.invalid_tids = 1")]),
@@ -297,6 +344,16 @@ def test_the_verdict(name: str, variant: str, results: dict[tuple[str, str], dic
         )
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_no_verdict_is_the_reductions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "effort", 0)
+    for variant in cases.load(name).variants:
+        found = Check(variant.design, [], variant.scenario, reduce=False).run()
+        broken = VIOLATIONS[found.status][0] if found.verdict == "violated" else found.verdict
+        assert broken == variant.expected
+        assert found.states >= EXPECTED[name][variant.name][0]
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_what_holds_got_somewhere(name: str, results: dict[tuple[str, str], dict[str, Any]]) -> None:
     (found,) = (v for (case, _), v in results.items() if case == name and v["verdict"] == HOLDS)
@@ -352,9 +409,12 @@ def test_json() -> None:
 
 def test_a_verdict_that_is_not_as_expected_ends_with_1(document: dict[str, Any]) -> None:
     wrong = json.loads(json.dumps(document))
-    wrong["cases"][0]["variants"][0]["as_expected"] = False
+    wrong["cases"][0]["variants"][0] |= {"expected": HOLDS, "as_expected": False}
     assert run.status(document) == 0
     assert run.status(wrong) == 1
+    shown = report.table(wrong)
+    assert "violated: coherence (expected holds)" in shown[2]
+    assert shown[-1].endswith("1 not as expected")
 
 
 @pytest.mark.parametrize(

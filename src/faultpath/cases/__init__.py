@@ -25,10 +25,13 @@ CASES = (
     "mlx5-dereg",
     "mlx5-implicit-child",
     "xe-userptr",
+    "xe-iommu",
+    "xe-repin",
     "amdkfd-mmput",
     "amdkfd-vma-removed",
     "nouveau-drain",
     "kvm-vma",
+    "kvm-root",
     "hfi1-expected",
 )
 

@@ -30,7 +30,7 @@ def unlink_vmas(mm: Mm) -> None:
 
 @protocol
 def svm_range_cpu_invalidate_pagetables(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
-    """svm_range_cpu_invalidate_pagetables() after fa582c6f3684, Linux 6.3 to 6.15."""
+    """svm_range_cpu_invalidate_pagetables() after fa582c6f3684, Linux 5.19 to 6.15."""
     mm = mni.mm
     if not mmget_not_zero(mm):
         return 1

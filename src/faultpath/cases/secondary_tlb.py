@@ -121,11 +121,13 @@ def iommu_sva_handle_iopf(smmu: Smmu, addr: int, write: int) -> int:
 @protocol
 def device_write(smmu: Smmu, addr: int) -> int:
     """A device writes to a page through the SMMU, which stalls it until the fault is handled, and tries again."""
-    while not tlb_access(smmu.tlb, smmu.mm.pt, addr) & WRITE:
+    while not timed_out():
+        if tlb_access(smmu.tlb, smmu.mm.pt, addr) & WRITE:
+            return 0
         count("fault_retries")
         if iommu_sva_handle_iopf(smmu, addr, 1):
             return -EFAULT
-    return 0
+    return -EBUSY
 
 
 @protocol
