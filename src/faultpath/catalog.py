@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from faultpath.design import Design, Parameter
+from faultpath.engine.counters import DRIVER_COUNTERS
 from faultpath.errors import FaultpathError
 from faultpath.protocol.language import Hook, Ops, Protocol
 
@@ -56,6 +57,21 @@ def integers(design: Design, values: dict[str, int | str]) -> list[int]:
     return [p.choices.index(str(values[p.name])) if p.choices else int(values[p.name]) for p in design.parameters]
 
 
+def label(request: str, design: Design, values: dict[str, int | str]) -> str:
+    """How a design is requested with just these values: what differs from the defaults is said."""
+    said = [f"{p.name}={text(values[p.name])}" for p in design.parameters if values[p.name] != p.default]
+    return ":".join([request.partition(":")[0], *([",".join(said)] if said else [])])
+
+
+def text(value: int | str) -> str:
+    """A value as a request has it."""
+    if isinstance(value, int) and value:
+        for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+            if value % (1 << shift) == 0:
+                return f"{value >> shift}{unit}"
+    return str(value)
+
+
 def load(name: str) -> Design:
     """A built-in design, or the ``design`` that a Python file defines."""
     if name in BUILT_IN:
@@ -96,7 +112,8 @@ def _problem(design: Design) -> str:
             return f"{name}: {function!r} is no protocol"
         if len(function.parameters) != count:
             return f"{name}: {function.__name__} takes {len(function.parameters)} parameters and is given {count}"
-    return ""
+    unknown = [name for name in design.counters if name not in DRIVER_COUNTERS]
+    return f"counters: no '{unknown[0]}' among {', '.join(DRIVER_COUNTERS)}" if unknown else ""
 
 
 def run_file(name: str) -> ModuleType:
@@ -165,6 +182,7 @@ def describe(request: str, source: bool = False) -> dict[str, Any]:
             {"name": p.name, "default": p.default, "unit": p.unit, "choices": list(p.choices), "doc": p.doc}
             for p in design.parameters
         ],
+        "counters": list(design.counters),
         "doc": design.doc.strip(),
     }
     if source:
