@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,17 +125,21 @@ def markdown(document: Document) -> str:
     parts = [*INTRODUCTION.splitlines(), "", "```console", "$ faultpath check --cases", *table(document), "```", ""]
     for case in document["cases"]:
         parts += [f"## {case['name']}: {case['title']}", "", f"`{case['source']}`", "", case["doc"], ""]
+        scenarios = {v.name: v.scenario for v in load(case["name"]).variants}
+        before = ""
         for result in case["variants"]:
-            parts += _told(result)
+            doc = scenarios[result["variant"]].doc
+            parts += _told(result, "" if doc == before else f" {doc}")
+            before = doc
     return "\n".join(parts)
 
 
-def _told(result: Document) -> list[str]:
-    """One variant: what was tried, and how it ended."""
-    scenario = {v.scenario.name: v.scenario for v in load(result["label"].partition("/")[0]).variants}
-    commit = f" ({result['commit']})" if result["commit"] else ""
-    head = f"**{result['variant']}**{commit}. {scenario[result['scenario']].doc}"
+def _told(result: Document, scenario: str) -> list[str]:
+    """One variant: what is tried, if that is new, and how it ends."""
+    since = f" ({result['commit'] or result['version']})" if result["version"] else ""
+    head = f"**{result['variant']}**{since}.{scenario}"
     if result["verdict"] != "violated":
         return [f"{head} Holds: {result['states']} states.", ""]
+    message = re.sub(r"(\.py):\d+", r"\1", result["message"])
     shown = lines(result, numbered=False)
-    return [f"{head} Violated: {result['property']}: {result['rule']}.", "", "```", *shown, "```", ""]
+    return [f"{head} Violated, {result['property']}: {message}.", "", "```", *shown, "```", ""]
