@@ -13,6 +13,8 @@ from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
+    MMU_NOTIFY_RELEASE,
+    MMU_NOTIFY_SOFT_DIRTY,
     MMU_NOTIFY_UNMAP,
     ULONG_MAX,
     IntervalNotifier,
@@ -30,13 +32,23 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_unregister,
 )
 from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_dec_and_test, atomic_inc, atomic_read
-from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, embedded, kfree, kmalloc, off_stack, on_stack
+from faultpath.kernel.primitives.heap import (
+    GFP_ATOMIC,
+    GFP_KERNEL,
+    GFP_NOMEMALLOC,
+    embedded,
+    kfree,
+    kmalloc,
+    off_stack,
+    on_stack,
+)
 from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next, queue_work
 from faultpath.kernel.primitives.locks import (
     down_read,
     down_read_trylock,
     down_write,
     downgrade_write,
+    mutex_is_mine,
     mutex_lock,
     mutex_trylock,
     mutex_unlock,
@@ -113,6 +125,9 @@ __all__ = [
     "EPERM",
     "GFP_ATOMIC",
     "GFP_KERNEL",
+    "GFP_NOMEMALLOC",
+    "MMU_NOTIFY_RELEASE",
+    "MMU_NOTIFY_SOFT_DIRTY",
     "MMU_NOTIFY_UNMAP",
     "NULL",
     "PAGE_SHIFT",
@@ -186,6 +201,7 @@ __all__ = [
     "mmu_interval_set_seq",
     "mmu_notifier_register",
     "mmu_notifier_unregister",
+    "mutex_is_mine",
     "mutex_lock",
     "mutex_trylock",
     "mutex_unlock",

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
+from faultpath.designs import full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit, uvm_hmm
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
 from oracles.running import Run, differences, table
 from oracles.sequences import possible, smallest
+from oracles.uvm_hmm import uvm
 
 
 @dataclass
@@ -41,6 +42,8 @@ for size, srcu in (
     name = f"odp-implicit:child={size >> 10}K,protection={'srcu' if srcu else 'refcount'}"
     CASES[name] = Case(odp_implicit.design, odp(size, bool(srcu)), [size, srcu])
 CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1 << 30, True), [1 << 30, 1])
+for size in (4 << 10, 64 << 10, 2 << 20):
+    CASES[f"uvm-hmm:block={size >> 10}K"] = Case(uvm_hmm.design, uvm(size), [size])
 
 
 @dataclass

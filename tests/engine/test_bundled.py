@@ -18,7 +18,13 @@ from oracles.running import Run, differences, table
 
 RECORDINGS = sorted((Path(__file__).resolve().parents[2] / "recordings").glob("*.trace"))
 ROWS = 6_000
-NAMES = ("nouveau-v6", "nouveau-v6-fixed", "odp-implicit:child=1048576K,protection=refcount", "full-va")
+NAMES = (
+    "nouveau-v6",
+    "nouveau-v6-fixed",
+    "odp-implicit:child=1048576K,protection=refcount",
+    "full-va",
+    "uvm-hmm:block=2048K",
+)
 
 
 def listed(rows: feed.Rows) -> list[Row]:

@@ -8,7 +8,7 @@ from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel import srcu
 from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, tlb, xarray
+from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, range_tree, tlb, xarray
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import (
@@ -110,6 +110,21 @@ def tree_last(rig: Rig, last: int) -> int:
 @protocol
 def tree_prev(node: IntervalNode) -> int:
     return itree.itree_prev(node, SCRATCH)
+
+
+@protocol
+def range_find(rig: Rig, addr: int) -> int:
+    return range_tree.range_tree_find(rig.tree, addr, SCRATCH)
+
+
+@protocol
+def hole_start(rig: Rig, addr: int, start: int) -> int:
+    return range_tree.range_tree_hole_start(rig.tree, addr, start, SCRATCH)
+
+
+@protocol
+def hole_last(rig: Rig, addr: int, last: int) -> int:
+    return range_tree.range_tree_hole_last(rig.tree, addr, last)
 
 
 @protocol
@@ -301,6 +316,11 @@ def mutex_lock(rig: Rig) -> None:
 @protocol
 def mutex_trylock(rig: Rig) -> int:
     return locks.mutex_trylock(rig.mutex)
+
+
+@protocol
+def mutex_is_mine(rig: Rig) -> int:
+    return locks.mutex_is_mine(rig.mutex)
 
 
 @protocol

@@ -6,13 +6,13 @@ what makes up for them is said.
 
 from __future__ import annotations
 
-from faultpath.designs import full_va, odp_implicit, odp_implicit_fixed
+from faultpath.designs import full_va, odp_implicit, odp_implicit_fixed, uvm_hmm
 from faultpath.kernel import hmm, mmu_notifier, srcu, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
-from mutants.designs import FULL_VA, REFCOUNT, SRCU, TWO_PAGES, two_pages_fault
+from mutants.designs import FULL_VA, REFCOUNT, SRCU, TWO_PAGES, UVM, two_pages_fault
 from mutants.engine import Edit, Mutant, Subject, mutated
 
 SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
@@ -463,6 +463,67 @@ ODP = [
         odp_implicit.free_implicit_child_mr_srcu_work,
         ("    wait_srcu_gp(dev.odp_srcu, mr.rcu)\n", ""),
         at="fault-vs-dontneed",
+        breaks="lifetime",
+    ),
+]
+
+NO_RETRY = (
+    "    if gpu.hmm_invalidate_seqnum != va_block.changed:  # hmm_range_fault_retry()\n"
+    "        return MORE_PROCESSING_REQUIRED\n"
+)
+
+BLOCKS = [
+    bug(
+        UVM,
+        "a block's own count is not looked at",
+        uvm_hmm.hmm_make_resident_cpu,
+        (NO_RETRY, ""),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        UVM,
+        "a block's own count is not raised",
+        uvm_hmm.hmm_invalidate,
+        ("        va_block.changed += 1\n", ""),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        UVM,
+        "a block's own count in place of read_begin as well",
+        uvm_hmm.hmm_make_resident_cpu,
+        ("mmu_interval_read_begin(va_block)", "va_block.invalidate_seq"),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        UVM,
+        "a block's lock held over read_begin",
+        uvm_hmm.hmm_make_resident_cpu,
+        ("    mutex_unlock(va_block.lock)\n", ""),
+        ("    mutex_lock(va_block.lock)\n", ""),
+        at="two-invalidations",
+        breaks="locks|progress",
+    ),
+    bug(
+        UVM,
+        "bottom halves are not waited for",
+        uvm_hmm.uvm_va_space_mm_shutdown,
+        ("    mutex_lock(gpu.service_lock)  # uvm_gpu_replayable_buffer_flush()\n", ""),
+        ("    mutex_unlock(gpu.service_lock)\n", ""),
+        at="teardown-vs-fault",
+        breaks="lifetime",
+    ),
+    bug(
+        UVM,
+        "a block is freed before its notifier is removed",
+        uvm_hmm.uvm_hmm_va_space_destroy,
+        (
+            "        mmu_interval_notifier_remove(va_block)\n        uvm_va_block_kill(va_block)\n",
+            "        uvm_va_block_kill(va_block)\n        mmu_interval_notifier_remove(va_block)\n",
+        ),
+        at="teardown-vs-munmap",
         breaks="lifetime",
     ),
 ]
@@ -924,7 +985,7 @@ CPU_SIDE = [
     ),
 ]
 
-MUTANTS = [*DRIVER, *ODP, *CORE, *CPU_SIDE]
+MUTANTS = [*DRIVER, *ODP, *BLOCKS, *CORE, *CPU_SIDE]
 
 HARMLESS = [
     # Whatever it reads was so at some moment, and a number read too early only makes the fault retry. (Memory is
@@ -1015,6 +1076,15 @@ HARMLESS = [
         odp_implicit.mlx5_ib_dereg_mr,
         ("    umem.private = NULL\n", ""),
         at="teardown-vs-munmap",
+        breaks="holds",
+    ),
+    # An invalidation of its block that the fault raises makes hmm_range_fault() give up by itself.
+    bug(
+        UVM,
+        "a fault's own invalidations make it retry",
+        uvm_hmm.hmm_invalidated,
+        ("mutex_is_mine(gpu.service_lock)", "0"),
+        at="fault-vs-cow",
         breaks="holds",
     ),
 ]

@@ -40,6 +40,9 @@ COUNTERS: dict[str, str] = {
 DRIVER_COUNTERS: dict[str, str] = {
     "page_faults": "pages mapped by faults, those of no effect included: `rdma statistic show mr`",
     "page_invalidations": "entries in the runs of MTTs that callbacks cleared: `rdma statistic show mr`",
+    "replayable_faults": "faults serviced, as often as they were: UVM's `fault_stats` (uvm_enable_debug_procfs)",
+    "replayable_faults_bh": "runs of the bottom half, one for each fault here: UVM's `info` (uvm_enable_debug_procfs)",
+    "replays_start": "replays after a batch, one for each fault here: `replays: start` in UVM's `fault_stats`",
 }
 
 GAUGES: dict[str, str] = {
