@@ -14,11 +14,13 @@ import pytest
 from faultpath import cases
 from faultpath.cases import CASES, run
 from faultpath.cases.case import BUGGY, FINAL_FIX, FIRST_FIX, HOLDS, PROPOSED
-from faultpath.engine import native
+from faultpath.engine import arena, native
 from faultpath.engine.check import Check
 from faultpath.engine.status import VIOLATIONS
+from faultpath.engine.trail import trail
 from faultpath.errors import FaultpathError
 from faultpath.report import cases as report
+from oracles.explorer import Explorer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "cases.txt"
 
@@ -352,6 +354,22 @@ def test_no_verdict_is_the_reductions(name: str, monkeypatch: pytest.MonkeyPatch
         broken = VIOLATIONS[found.status][0] if found.verdict == "violated" else found.verdict
         assert broken == variant.expected
         assert found.states >= EXPECTED[name][variant.name][0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_counterexample_is_one_to_the_plain_explorer_as_well(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "effort", 0)
+    for variant in cases.load(name).variants:
+        if variant.expected in (HOLDS, "progress"):  # which is a matter of the whole graph
+            continue
+        found = Check(variant.design, [], variant.scenario)
+        verdict = found.run()
+        if verdict.status == arena.LOCK_ORDER:  # and this one of all that was explored before
+            continue
+        steps = trail(found, verdict)
+        violation = Explorer(Check(variant.design, [], variant.scenario)).replay([(s.thread, s.choices) for s in steps])
+        assert violation is not None
+        assert violation.status == verdict.status
 
 
 @pytest.mark.parametrize("name", EXPECTED)
