@@ -24,6 +24,7 @@ BUILT_IN = {
     "nouveau-v6-fixed": "faultpath.designs.nouveau_v6_fixed",
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
+    "drm-gpusvm": "faultpath.designs.drm_gpusvm",
     "full-va": "faultpath.designs.full_va",
     "uvm-hmm": "faultpath.designs.uvm_hmm",
 }

@@ -34,6 +34,7 @@ class Rig(Struct):
 
     tree: IntervalTree
     pt: PageTable
+    other_pt: PageTable
     xa: XArray
     head: HlistHead
     mutex: Mutex
@@ -195,6 +196,21 @@ def pt_next(rig: Rig, start: int, end: int) -> int:
 @protocol
 def pt_move(rig: Rig, old: int, new: int, size: int) -> int:
     return pagetable.pt_move(rig.pt, old, new, size)
+
+
+@protocol
+def pt_init_other(rig: Rig, start: int, end: int) -> None:
+    pagetable.pt_init(rig.other_pt, start, end)
+
+
+@protocol
+def pt_copy(rig: Rig, start: int, end: int) -> int:
+    return pagetable.pt_copy(rig.other_pt, rig.pt, start, end)
+
+
+@protocol
+def pt_get_other(rig: Rig, addr: int) -> int:
+    return pagetable.pt_get(rig.other_pt, addr)
 
 
 @protocol

@@ -174,6 +174,24 @@ def test_an_entry_changes_only_if_it_is_what_was_seen(python: bool) -> None:
     assert bench.pt_get(rig, at) == 0
 
 
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_what_is_valid_in_one_table_is_written_to_another(python: bool) -> None:
+    bench = Bench(python)
+    rig, at = bench.rig, 1 << 30
+    bench.pt_init(rig, 0, 1 << 40)
+    bench.pt_init_other(rig, at, at + (4 << 20))
+    pages = {0: VALID | 5 << 2, 3: VALID | WRITE | 6 << 2, 511: VALID | 7 << 2, 512: VALID | 8 << 2}
+    for page, entry in pages.items():
+        bench.pt_set(rig, at + page * PAGE, entry)
+    assert bench.pt_copy(rig, at + PAGE, at + 512 * PAGE) == 2
+    copied = {page: entry for page in range(1024) if (entry := bench.pt_get_other(rig, at + page * PAGE))}
+    assert copied == {3: pages[3], 511: pages[511]}
+    bench.pt_set(rig, at + 3 * PAGE, VALID)
+    bench.pt_set(rig, at + 511 * PAGE, 0)
+    assert bench.pt_copy(rig, at, at + 512 * PAGE) == 2
+    assert [bench.pt_get_other(rig, at + page * PAGE) for page in (0, 3, 511)] == [pages[0], VALID, pages[511]]
+
+
 def test_frames_are_never_zero_and_change() -> None:
     bench = Bench()
     frames = [bench.new_frame() >> 2 for _ in range(130)]

@@ -40,6 +40,15 @@ COUNTERS: dict[str, str] = {
 DRIVER_COUNTERS: dict[str, str] = {
     "page_faults": "pages mapped by faults, those of no effect included: `rdma statistic show mr`",
     "page_invalidations": "entries in the runs of MTTs that callbacks cleared: `rdma statistic show mr`",
+    "svm_pagefault_count": "faults on mirrored memory: Xe's `gtstats` in debugfs",
+    "tlb_inval_count": "TLB invalidations sent to the GuC, by callbacks, unbinds and close: Xe's `gtstats`",
+    "svm_tlb_inval_count": "ranges that callbacks zapped (a TLB invalidation may serve several): Xe's `gtstats`",
+    "svm_4K_pagefault_count": "rounds of faults that found or made a range of 4 KiB: Xe's `gtstats`",
+    "svm_64K_pagefault_count": "rounds of faults that found or made a range of 64 KiB: Xe's `gtstats`",
+    "svm_2M_pagefault_count": "rounds of faults that found or made a range of 2 MiB: Xe's `gtstats`",
+    "svm_4K_valid_pagefault_count": "rounds of faults that found a bound and valid range of 4 KiB: Xe's `gtstats`",
+    "svm_64K_valid_pagefault_count": "rounds of faults that found a bound and valid range of 64 KiB: Xe's `gtstats`",
+    "svm_2M_valid_pagefault_count": "rounds of faults that found a bound and valid range of 2 MiB: Xe's `gtstats`",
     "replayable_faults": "faults serviced, as often as they were: UVM's `fault_stats` (uvm_enable_debug_procfs)",
     "replayable_faults_bh": "runs of the bottom half, one for each fault here: UVM's `info` (uvm_enable_debug_procfs)",
     "replays_start": "replays after a batch, one for each fault here: `replays: start` in UVM's `fault_stats`",
@@ -58,8 +67,8 @@ EXIT_COUNTERS: dict[str, str] = {
 
 LOCKS: dict[str, str] = {
     "mmap_lock": "the mm's `mmap_lock` (`mmap_sem` before 5.8), by mode; the process's own calls and faults included",
-    "driver": "held around read_retry and the device PTE write: `svmm->mutex`, `umem_mutex`, `dmirror->mutex`",
-    "driver_parent": "a driver's second, outer mutex: `svm->mutex`, the parent MR's `umem_mutex`",
+    "driver": "held around read_retry and the device PTE write: `svmm->mutex`, `umem_mutex`, `notifier_lock` ...",
+    "driver_parent": "a driver's second, outer lock: `svm->mutex`, the parent MR's `umem_mutex`, `xe_vm->lock`",
     "subscriptions": "`mmu_notifier_subscriptions.lock`, one per mm",
     "xa_lock": "the lock of an XArray: the device's mkeys, a parent MR's children",
     "srcu": "SRCU read sections entered",
