@@ -167,7 +167,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
         BUGGY: (
             325,
             [
-                ("fault", "hmm_walk", "pt_get(mm.pt, 0x10000) -> V W frame 1"),
+                ("fault", "hmm_vma_handle_pte", "pt_get(mm.pt, 0x10000) -> V W frame 1"),
                 ("kcompactd", "migrate_folio", "pt_clear(mm.pt, 0x10000"),
                 ("kcompactd", "migrate_folio", "kfree(folio)"),
                 ("fault", "set_page_dirty_lock", "folio"),
@@ -280,7 +280,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
         FIRST_FIX: (
             36,
             [
-                ("fault", "hmm_walk", "pt_get(mm.pt, 0x10000) -> V W frame 1"),
+                ("fault", "hmm_vma_handle_pte", "pt_get(mm.pt, 0x10000) -> V W frame 1"),
                 ("munmap", "mn_itree_inv_start_range", "-> NULL"),
                 ("fault", "mmu_interval_notifier_insert", "itree_insert(subscriptions.itree, tid_node)"),
                 ("fault", "hfi1_user_exp_rcv_setup", "fd.given = 1"),
