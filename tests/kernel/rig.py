@@ -8,7 +8,7 @@ from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel import srcu
 from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, range_tree, xarray
+from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, range_tree, tlb, xarray
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import (
@@ -42,6 +42,7 @@ class Rig(Struct):
     sem: RwSem
     srcu: srcu.Srcu
     ref: RefCount
+    tlb: PageTable
 
 
 class Item(Struct):
@@ -145,6 +146,21 @@ def pt_set(rig: Rig, addr: int, entry: int) -> None:
 @protocol
 def pt_get(rig: Rig, addr: int) -> int:
     return pagetable.pt_get(rig.pt, addr)
+
+
+@protocol
+def tlb_init(rig: Rig, start: int, end: int) -> None:
+    pagetable.pt_init(rig.tlb, start, end)
+
+
+@protocol
+def tlb_access(rig: Rig, addr: int) -> int:
+    return tlb.tlb_access(rig.tlb, rig.pt, addr)
+
+
+@protocol
+def tlb_flush(rig: Rig, start: int, end: int) -> int:
+    return tlb.tlb_flush(rig.tlb, start, end)
 
 
 @protocol
