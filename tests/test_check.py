@@ -356,6 +356,9 @@ def test_the_matrix_fits_the_terminal(width: int, designs: int) -> None:
 def test_the_matrix_has_designs_down_when_that_fits() -> None:
     done = run("full-va", "nouveau-v6", "-s", "fault-vs-fork", "-s", "oom-vs-munmap", "--all")
     assert done.returncode == 0 or "violated" in done.stdout
+    summary = done.stdout.rpartition("\n\n")[2].splitlines()
+    assert summary[0].split()[0] == "holds"
+    assert {name: int(count) for name, count in (row.split()[:2] for row in summary[2:])}["full-va"] == 2
     head, _, *rows = done.stdout.partition("\n\n")[2].splitlines()
     assert head.split() == ["fault-vs-fork", "oom-vs-munmap"]
     assert rows[0].split()[0] == "nouveau-v6"

@@ -9,6 +9,7 @@ LEGEND = (
     "holds: in every state; violated: see below; -: cannot happen with the driver; then states, and what was reached:",
     "c a fault completed, r a fault went round again, f a fault was refused, . not reachable",
 )
+VERDICTS = ("holds", "lifetime", "coherence", "coverage", "structure", "locks", "progress", "bounded")
 WIDE = 100  # where there is no terminal
 
 
@@ -39,6 +40,16 @@ def fitted(designs: list[str], others: list[str], cells: dict[tuple[str, str], s
         out += [*_lines(down), ""]
         designs = designs[count:]
     return out
+
+
+def summary(results: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table that says of each design in how many scenarios it holds, and what is violated in the others."""
+    names = headings(results)
+    said = [(names[r["label"]], r["property"] if r["verdict"] == "violated" else r["verdict"]) for r in results]
+    counts = Counter(said)
+    columns = [what for what in VERDICTS if any(other == what for _, other in said)]
+    rows = [[name, *(str(counts[name, what] or "") for what in columns)] for name in names.values()]
+    return _lines([["", *columns], *rows])
 
 
 def headings(results: list[dict[str, Any]]) -> dict[str, str]:

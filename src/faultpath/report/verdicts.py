@@ -54,6 +54,7 @@ def checked(document: dict[str, Any], matrix: bool, full: bool, named: bool) -> 
         print("\n" + "\n".join(table.matrix(document["results"], width)))
         for result in violated:
             print(f"{result['label']} {result['scenario']}: {result['property']}: {result['message']}")
+        print("\nscenarios, by what was found:\n\n" + "\n".join(table.summary(document["results"])))
         return
     shown = violated if full or named else violated and [min(violated, key=lambda r: len(r["counterexample"]))]
     for result in shown:
