@@ -24,6 +24,7 @@ BUILT_IN = {
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "full-va": "faultpath.designs.full_va",
+    "kvm": "faultpath.designs.kvm",
 }
 
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS, Design, Parameter
 from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
-from faultpath.kernel.gup import get_user_pages
+from faultpath.kernel.gup import get_user_page_fast_only, get_user_pages
 from faultpath.kernel.hmm import hmm_range_fault
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
@@ -40,6 +40,8 @@ from faultpath.kernel.primitives.locks import (
     mutex_lock,
     mutex_trylock,
     mutex_unlock,
+    read_lock,
+    read_unlock,
     refcount_dec_and_test,
     refcount_inc,
     refcount_inc_not_zero,
@@ -49,12 +51,15 @@ from faultpath.kernel.primitives.locks import (
     spin_unlock,
     up_read,
     up_write,
+    write_lock,
+    write_unlock,
 )
 from faultpath.kernel.primitives.pagetable import (
     PAGE_SHIFT,
     PAGE_SIZE,
     VALID,
     WRITE,
+    device_cmpxchg,
     device_zap,
     pt_any,
     pt_clear,
@@ -95,6 +100,7 @@ from faultpath.protocol.struct import (
     PageTable,
     ParentMutex,
     RefCount,
+    RwLock,
     RwSem,
     SpinLock,
     Struct,
@@ -138,6 +144,7 @@ __all__ = [
     "ParentMutex",
     "Range",
     "RefCount",
+    "RwLock",
     "RwSem",
     "SpinLock",
     "Srcu",
@@ -155,6 +162,7 @@ __all__ = [
     "container_of",
     "count",
     "dec_and_wake",
+    "device_cmpxchg",
     "device_zap",
     "down_read",
     "down_read_trylock",
@@ -164,6 +172,7 @@ __all__ = [
     "flush_work",
     "flush_workqueue",
     "get_state_synchronize_srcu",
+    "get_user_page_fast_only",
     "get_user_pages",
     "has_op",
     "hlist_add_head",
@@ -202,6 +211,8 @@ __all__ = [
     "pt_set",
     "pt_write_protect",
     "queue_work",
+    "read_lock",
+    "read_unlock",
     "refcount_dec_and_test",
     "refcount_inc",
     "refcount_inc_not_zero",
@@ -221,6 +232,8 @@ __all__ = [
     "wait_for_completion",
     "wait_until",
     "wake_up",
+    "write_lock",
+    "write_unlock",
     "xa_cmpxchg",
     "xa_destroy",
     "xa_erase",

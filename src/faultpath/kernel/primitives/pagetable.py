@@ -190,6 +190,15 @@ def pt_cmpxchg(w: Words, pt: PageTable, addr: int, old: int, new: int) -> int:
 
 
 @primitive
+def device_cmpxchg(w: Words, pt: PageTable, addr: int, old: int, new: int) -> int:
+    """The same in a device's page table (cmpxchg64 of an SPTE): no page comes into being."""
+    found = get(w, pt, addr)
+    if found == old:
+        put(w, pt, addr, new)
+    return found
+
+
+@primitive
 def pt_unmap_frame(w: Words, pt: PageTable, addr: int, frame: int) -> int:
     """Clear the entry for an address if it still maps ``frame`` (page_vma_mapped_walk); what was there, or 0."""
     found = get(w, pt, addr)
