@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from faultpath.design import Design, Parameter
+from faultpath.engine.counters import DRIVER_COUNTERS
 from faultpath.errors import FaultpathError
 from faultpath.protocol.language import Hook, Ops, Protocol
 
@@ -97,7 +98,8 @@ def _problem(design: Design) -> str:
             return f"{name}: {function!r} is no protocol"
         if len(function.parameters) != count:
             return f"{name}: {function.__name__} takes {len(function.parameters)} parameters and is given {count}"
-    return ""
+    unknown = [name for name in design.counters if name not in DRIVER_COUNTERS]
+    return f"counters: no '{unknown[0]}' among {', '.join(DRIVER_COUNTERS)}" if unknown else ""
 
 
 def run_file(name: str) -> ModuleType:
@@ -166,6 +168,7 @@ def describe(request: str, source: bool = False) -> dict[str, Any]:
             {"name": p.name, "default": p.default, "unit": p.unit, "choices": list(p.choices), "doc": p.doc}
             for p in design.parameters
         ],
+        "counters": list(design.counters),
         "doc": design.doc.strip(),
     }
     if source:

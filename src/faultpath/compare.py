@@ -118,6 +118,7 @@ def _result(
         "design": design.name,
         "parameters": values,
         "counters": replay.counters(),
+        "driver_counters": replay.driver_counters(),
         "locks": replay.locks(),
         "replay_seconds": round(seconds, 6),
         "events_per_second": round(done / seconds, 1) if seconds else 0.0,

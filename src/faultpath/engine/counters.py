@@ -35,6 +35,13 @@ COUNTERS: dict[str, str] = {
     "vmas_inferred": "mappings that no event announced, inferred from their first touch",
 }
 
+# What drivers count themselves, under the names they export: a design says which are its own (Design.counters), so that
+# a real machine's numbers can be put beside them.
+DRIVER_COUNTERS: dict[str, str] = {
+    "page_faults": "pages mapped by faults, those of no effect included: `rdma statistic show mr`",
+    "page_invalidations": "entries in the runs of MTTs that callbacks cleared: `rdma statistic show mr`",
+}
+
 GAUGES: dict[str, str] = {
     "intervals": "interval notifiers alive now",
     "interval_bytes": "bytes held now by interval objects and their tables",
@@ -64,6 +71,7 @@ def markdown() -> str:
     for title, table in (
         ("Counters", COUNTERS),
         ("At exit and exec", EXIT_COUNTERS),
+        ("What drivers export", DRIVER_COUNTERS),
         ("Lock acquisitions, by role", LOCKS),
     ):
         parts += [f"## {title}", "", "| name | what it is |", "|---|---|"]

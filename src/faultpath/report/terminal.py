@@ -83,6 +83,12 @@ def _table(results: list[dict[str, Any]], raw: bool) -> Table:
         show = size if name == "interval_bytes_peak" else number
         values = [r["counters"][name] for r in results]
         table.add_row(name, *(show(v, raw) for v in values), style=None if any(values) else "dim")
+    own = dict.fromkeys(name for r in results for name in r["driver_counters"])
+    if own:
+        table.add_section()
+        table.add_row(Text("what the driver exports", style="bold"))
+    for name in own:
+        table.add_row(name, *(number(c[name], raw) if name in (c := r["driver_counters"]) else "" for r in results))
     table.add_section()
     for lock, mode in _locks(results):
         values = [r["locks"].get(lock, {}).get(mode, 0) for r in results]
