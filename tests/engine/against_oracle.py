@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
+from faultpath.designs import full_va, kvm, nouveau_v6, nouveau_v6_fixed, odp_implicit
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
+from oracles.kvm import kvm as kvm_oracle
 from oracles.running import Run, differences, table
 from oracles.sequences import possible, smallest
 
@@ -41,6 +42,9 @@ for size, srcu in (
     name = f"odp-implicit:child={size >> 10}K,protection={'srcu' if srcu else 'refcount'}"
     CASES[name] = Case(odp_implicit.design, odp(size, bool(srcu)), [size, srcu])
 CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1 << 30, True), [1 << 30, 1])
+
+for size in (16 << 10, 2 << 20, 2 << 30):
+    CASES[f"kvm:slot={size >> 10}K"] = Case(kvm.design, kvm_oracle(size), [size])
 
 
 @dataclass

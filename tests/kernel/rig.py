@@ -18,6 +18,7 @@ from faultpath.protocol.struct import (
     Mutex,
     PageTable,
     RefCount,
+    RwLock,
     RwSem,
     SpinLock,
     Struct,
@@ -39,6 +40,7 @@ class Rig(Struct):
     mutex: Mutex
     spin: SpinLock
     sem: RwSem
+    rw: RwLock
     srcu: srcu.Srcu
     ref: RefCount
 
@@ -134,6 +136,11 @@ def pt_get(rig: Rig, addr: int) -> int:
 @protocol
 def pt_cmpxchg(rig: Rig, addr: int, old: int, new: int) -> int:
     return pagetable.pt_cmpxchg(rig.pt, addr, old, new)
+
+
+@protocol
+def device_cmpxchg(rig: Rig, addr: int, old: int, new: int) -> int:
+    return pagetable.device_cmpxchg(rig.pt, addr, old, new)
 
 
 @protocol
@@ -325,6 +332,26 @@ def up_write(rig: Rig) -> None:
 @protocol
 def down_read_trylock(rig: Rig) -> int:
     return locks.down_read_trylock(rig.sem)
+
+
+@protocol
+def read_lock(rig: Rig) -> None:
+    locks.read_lock(rig.rw)
+
+
+@protocol
+def read_unlock(rig: Rig) -> None:
+    locks.read_unlock(rig.rw)
+
+
+@protocol
+def write_lock(rig: Rig) -> None:
+    locks.write_lock(rig.rw)
+
+
+@protocol
+def write_unlock(rig: Rig) -> None:
+    locks.write_unlock(rig.rw)
 
 
 @protocol

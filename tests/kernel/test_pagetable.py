@@ -174,6 +174,16 @@ def test_an_entry_changes_only_if_it_is_what_was_seen(python: bool) -> None:
     assert bench.pt_get(rig, at) == 0
 
 
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_of_two_that_saw_the_same_entry_one_changes_it(python: bool) -> None:
+    bench = Bench(python)
+    rig, at = bench.rig, 1 << 30
+    bench.pt_init(rig, 0, 1 << 40)
+    assert bench.device_cmpxchg(rig, at, 0, VALID | 5 << 2) == 0
+    assert bench.device_cmpxchg(rig, at, 0, VALID | 6 << 2) == VALID | 5 << 2
+    assert bench.pt_get(rig, at) == VALID | 5 << 2
+
+
 def test_frames_are_never_zero_and_change() -> None:
     bench = Bench()
     frames = [bench.new_frame() >> 2 for _ in range(130)]

@@ -15,7 +15,8 @@ space sets a memslot up when a vCPU exits with MMIO where there is none: the blo
 (faultBlockSize, 2 GiB). Slots stay as long as the VM. What a fault of the guest finds present in the CPU's page table
 and writable costs no mmap_lock (hva_to_pfn_fast).
 
-The TDP MMU with A/D bits. pages of 4 KiB. Not modelled: change_pte (range_start has zapped what it could change),
+The TDP MMU with A/D bits, pages of 4 KiB. Counters: walk_steps are nodes that the notifier reads among the memslots,
+lookup_steps those of faults. Not modelled: change_pte (range_start has zapped what it could change),
 access tracking, dirty logging, asynchronous page faults (pages that must be read in), MMIO SPTEs and their generation,
 deletion of memslots, the caches of the memslot found last, the yield inside a long zap, gfn_to_pfn_cache.
 """
@@ -31,6 +32,7 @@ from faultpath.kernel.mm.fork import mmget_not_zero, mmput
 from faultpath.kernel.mm.vma import find_vma
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
+    WALK_STEPS,
     IntervalNode,
     Mm,
     Notifier,
@@ -117,10 +119,9 @@ class HvaNode(IntervalNode):
 
 
 @protocol
-def memslot_at(slots: Memslots, start: int, end: int) -> HvaNode:
+def memslot_in(slots: Memslots, start: int, end: int, steps: int) -> HvaNode:
     """The first memslot that meets ``[start, end)`` (kvm_for_each_memslot_in_hva_range, search_memslots), or NULL."""
-    count("lookups")
-    return HvaNode(itree_first(slots.hva_tree, start, end - 1, LOOKUP_STEPS))
+    return HvaNode(itree_first(slots.hva_tree, start, end - 1, steps))
 
 
 # --- the notifier
@@ -129,6 +130,7 @@ def memslot_at(slots: Memslots, start: int, end: int) -> HvaNode:
 @protocol
 def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
     """kvm_flush_remote_tlbs(): every vCPU in guest mode is interrupted, and waited for."""
+    count("remote_tlb_flush_requests")
     count("device_commands")
 
 
@@ -148,14 +150,14 @@ def kvm_mmu_invalidate_begin(kvm: Kvm, start: int, end: int) -> None:
 def kvm_unmap_hva_range(kvm: Kvm, range: Range) -> None:
     """__kvm_handle_hva_range() with kvm_unmap_gfn_range: mmu_lock is taken once, at the first memslot."""
     idx = srcu_read_lock(kvm.srcu)
-    slot = memslot_at(kvm.memslots, range.start, range.end)
+    slot = memslot_in(kvm.memslots, range.start, range.end, WALK_STEPS)
     if slot:
         write_lock(kvm.mmu_lock)
         kvm_mmu_invalidate_begin(kvm, range.start, range.end)
         flush = 0
         while slot:
             flush += device_zap(kvm.pt, max(range.start, slot.start), min(range.end, slot.last + 1))
-            slot = HvaNode(itree_next(slot, range.start, range.end - 1, LOOKUP_STEPS))
+            slot = HvaNode(itree_next(slot, range.start, range.end - 1, WALK_STEPS))
         if flush:
             kvm_flush_remote_tlbs(kvm)
         write_unlock(kvm.mmu_lock)
@@ -185,7 +187,7 @@ def kvm_mmu_notifier_invalidate_range_end(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_end(), __kvm_handle_hva_range() without a handler."""
     kvm = KvmNotifier(mn).kvm
     idx = srcu_read_lock(kvm.srcu)
-    if memslot_at(kvm.memslots, range.start, range.end):
+    if memslot_in(kvm.memslots, range.start, range.end, WALK_STEPS):
         write_lock(kvm.mmu_lock)
         kvm_mmu_invalidate_end(kvm)
         write_unlock(kvm.mmu_lock)
@@ -249,7 +251,7 @@ def kvm_replace_memslot(kvm: Kvm, node: HvaNode, start: int, end: int) -> None:
 def kvm_vm_ioctl_set_memory_region(kvm: Kvm, start: int, end: int) -> None:
     """KVM_SET_USER_MEMORY_REGION of a new slot (__kvm_set_memory_region); -EEXIST: another vCPU's thread was faster."""
     mutex_lock(kvm.slots_lock)
-    if memslot_at(kvm.memslots, start, end):
+    if memslot_in(kvm.memslots, start, end, SCRATCH):
         mutex_unlock(kvm.slots_lock)
         return
     node = kmalloc(HvaNode, GFP_KERNEL)
@@ -348,9 +350,9 @@ def hva_to_pfn(mm: Mm, addr: int, write: int) -> int:
 @protocol
 def mmu_invalidate_retry_hva(kvm: Kvm, mmu_seq: int, hva: int) -> int:
     """mmu_invalidate_retry_hva(), under mmu_lock."""
-    if kvm.mmu_invalidate_in_progress:
-        if hva >= kvm.mmu_invalidate_range_start and hva < kvm.mmu_invalidate_range_end:
-            return 1
+    in_progress = kvm.mmu_invalidate_in_progress
+    if in_progress and hva >= kvm.mmu_invalidate_range_start and hva < kvm.mmu_invalidate_range_end:
+        return 1
     return kvm.mmu_invalidate_seq != mmu_seq
 
 
@@ -368,11 +370,11 @@ def kvm_tdp_mmu_map(kvm: Kvm, addr: int, pte: int) -> int:
 @protocol
 def direct_page_fault(kvm: Kvm, addr: int, write: int, write_protected: int) -> int:
     """direct_page_fault(), fast_page_fault(), kvm_faultin_pfn(): RET_PF_*, or -EFAULT."""
-    slot = memslot_at(kvm.memslots, addr, addr + 1)
-    if write_protected:
-        if pt_get(kvm.pt, addr) & WRITE:
-            count("pf_fast")
-            return RET_PF_SPURIOUS
+    count("lookups")
+    slot = memslot_in(kvm.memslots, addr, addr + 1, LOOKUP_STEPS)
+    if write_protected and pt_get(kvm.pt, addr) & WRITE:
+        count("pf_fast")
+        return RET_PF_SPURIOUS
     mmu_seq = kvm.mmu_invalidate_seq
     if not slot:
         read_lock(kvm.mmu_lock)
@@ -462,6 +464,15 @@ design = Design(
             power_of_two=True,
             small=16 << 10,
         ),
+    ],
+    counters=[
+        "pf_taken",
+        "pf_fixed",
+        "pf_emulate",
+        "pf_spurious",
+        "pf_fast",
+        "pf_mmio_spte_created",
+        "remote_tlb_flush_requests",
     ],
     never={CLOSE_DURING_FAULT: "KVM_RUN is an ioctl on a vCPU, which keeps the VM"},
     doc=__doc__,

@@ -40,6 +40,13 @@ COUNTERS: dict[str, str] = {
 DRIVER_COUNTERS: dict[str, str] = {
     "page_faults": "pages mapped by faults, those of no effect included: `rdma statistic show mr`",
     "page_invalidations": "entries in the runs of MTTs that callbacks cleared: `rdma statistic show mr`",
+    "pf_taken": "page faults of the guest that KVM took, on its way back from a retry too: KVM's statistics, all vCPUs",
+    "pf_fixed": "those of them that made or changed an SPTE",
+    "pf_emulate": "those of them outside every memslot: the access is emulated, here by an exit to user space (MMIO)",
+    "pf_spurious": "those of them that found the SPTE as it would have become",
+    "pf_fast": "those of them that were dealt with outside mmu_lock (fast_page_fault)",
+    "pf_mmio_spte_created": "SPTEs made for addresses outside every memslot",
+    "remote_tlb_flush_requests": "flushes of the vCPUs' TLBs that KVM asked for (zaps of the process's exit included)",
 }
 
 GAUGES: dict[str, str] = {
