@@ -58,6 +58,21 @@ def integers(design: Design, values: dict[str, int | str]) -> list[int]:
     return [p.choices.index(str(values[p.name])) if p.choices else int(values[p.name]) for p in design.parameters]
 
 
+def label(request: str, design: Design, values: dict[str, int | str]) -> str:
+    """How a design is requested with just these values: what differs from the defaults is said."""
+    said = [f"{p.name}={text(values[p.name])}" for p in design.parameters if values[p.name] != p.default]
+    return ":".join([request.partition(":")[0], *([",".join(said)] if said else [])])
+
+
+def text(value: int | str) -> str:
+    """A value as a request has it."""
+    if isinstance(value, int) and value:
+        for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+            if value % (1 << shift) == 0:
+                return f"{value >> shift}{unit}"
+    return str(value)
+
+
 def load(name: str) -> Design:
     """A built-in design, or the ``design`` that a Python file defines."""
     if name in BUILT_IN:

@@ -62,7 +62,7 @@ def check(
     wanted = wanted or [(s.name, s) for s in _built_in()]
     if replay and (len(designs), len(wanted)) != (1, 1):
         raise FaultpathError("a counterexample is of one design in one scenario", "--replay", "name both")
-    cells = [(label(request, d, v), d, v, named, s) for request, d, v in designs for named, s in wanted]
+    cells = [(catalog.label(request, d, v), d, v, named, s) for request, d, v in designs for named, s in wanted]
     results: list[Document] = []
     refused: list[FaultpathError] = []
     for number, (name, design, values, named, scenario) in enumerate(cells):
@@ -100,21 +100,6 @@ def status(document: Document) -> int:
     """The exit status: 0 all hold, 1 something is violated, 2 neither."""
     said = {result["verdict"] for result in document["results"]}
     return 1 if "violated" in said else 2 if "bounded" in said else 0
-
-
-def label(request: str, design: Design, values: dict[str, int | str]) -> str:
-    """How a design is requested with just these values: what differs from the defaults is said."""
-    said = [f"{p.name}={_text(values[p.name])}" for p in design.parameters if values[p.name] != p.default]
-    return ":".join([request.partition(":")[0], *([",".join(said)] if said else [])])
-
-
-def _text(value: int | str) -> str:
-    """A value as a request has it."""
-    if isinstance(value, int) and value:
-        for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
-            if value % (1 << shift) == 0:
-                return f"{value >> shift}{unit}"
-    return str(value)
 
 
 def inapplicable(design: Design, scenario: Scenario) -> str:

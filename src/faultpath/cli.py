@@ -57,6 +57,22 @@ def import_(source: Path, output: Path | None) -> None:
 
 
 @cli.command()
+@click.argument("kind", required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Trace to write [KIND.trace]")
+def synth(kind: str | None, output: Path | None) -> None:
+    """Make the trace of an extreme that no recording shows alone; without KIND, list the kinds."""
+    from faultpath.trace.synth import KINDS, synthesize
+
+    if kind is None:
+        for name, made in KINDS.items():
+            print(f"{name:15} {made.__doc__}")
+    elif kind in KINDS:
+        synthesize(kind, output or Path(f"{kind}.trace"))
+    else:
+        raise FaultpathError(f"no kind '{kind}'", "synth", f"one of {', '.join(KINDS)}")
+
+
+@cli.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--pid", type=int, help="The process to summarise [the one with most page faults]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
@@ -83,21 +99,42 @@ def info(trace: Path, pid: int | None, as_json: bool, raw: bool) -> None:
 
 @cli.command()
 @click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-d", "--design", "designs", multiple=True, help="NAME or FILE.py, with :param=value,... [all built in]")
+@click.option("-d", "--design", "designs", multiple=True, help="NAME or FILE.py, with :param=value,...")
+@click.option("--all", "everything", is_flag=True, help="Every built-in design as well")
+@click.option("-c", "--count", "wanted", multiple=True, help="Only NAME or NAME/NAME, of all traces and designs")
 @click.option("--accesses", type=click.Choice(["touched", "resident"]), default="touched", show_default=True)
 @click.option("--pid", type=int, help="The process to replay [the one with most page faults]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
 @click.option("--raw", is_flag=True, help="Plain numbers instead of units")
 def compare(
-    traces: tuple[Path, ...], designs: tuple[str, ...], accesses: str, pid: int | None, as_json: bool, raw: bool
+    traces: tuple[Path, ...],
+    designs: tuple[str, ...],
+    everything: bool,
+    wanted: tuple[str, ...],
+    accesses: str,
+    pid: int | None,
+    as_json: bool,
+    raw: bool,
 ) -> None:
-    """Replay each trace through each design, count what it costs, and say what differs."""
-    from faultpath.compare import compare
+    """Replay each trace through each design, count what it costs, and say what differs.
 
+    Without --design and --all: nouveau-v6, odp-implicit and full-va.
+    """
+    from faultpath.catalog import BUILT_IN
+    from faultpath.compare import compare
+    from faultpath.report.pivot import parse, pivots
+
+    pairs = parse(wanted)
+    requests = [*(BUILT_IN if everything else ()), *designs] or DEFAULT_DESIGNS
     with progress() as show:
-        document = compare(traces, designs or DEFAULT_DESIGNS, accesses=accesses, pid=pid, progress=show)
+        document = compare(traces, requests, accesses=accesses, pid=pid, progress=show)
     if as_json:
         print_json(document)
+        return
+    if pairs:
+        from faultpath.report.verdicts import columns
+
+        print("\n".join(pivots(document, pairs, raw, columns())))
         return
     from faultpath.report import terminal
 

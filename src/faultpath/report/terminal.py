@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from faultpath.report import explain
+from faultpath.report.table import headings
 from faultpath.report.units import duration, number, size
 
 # Counters worth a line per thousand device accesses: what scales with the work.
@@ -77,8 +78,8 @@ def console(out: IO[str] | None, columns: int) -> Console:
 def _table(results: list[dict[str, Any]], raw: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
-    for result in results:
-        table.add_column(result["design"], justify="right")
+    for heading in headings(results).values():
+        table.add_column(heading, justify="right")
     for name in results[0]["counters"]:
         show = size if name == "interval_bytes_peak" else number
         values = [r["counters"][name] for r in results]
