@@ -245,6 +245,24 @@ def pt_add_bits(w: Words, pt: PageTable, start: int, end: int, needed: int, bits
 
 
 @primitive
+def pt_copy(w: Words, pt: PageTable, source: PageTable, start: int, end: int) -> int:
+    """Copy what a device may know of the valid entries of ``source`` in ``[start, end)``; how many there were."""
+    leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
+    limit = min(end, w[source + 3])
+    copied = 0
+    while start < limit:
+        if leaf_of(w, source, (start - w[source + 2]) >> PAGE_SHIFT, False) == 0:
+            start += leaf_bytes - (start - w[source + 2]) % leaf_bytes
+            continue
+        entry = get(w, source, start) & DEVICE_BITS
+        if entry & VALID:
+            put(w, pt, start, entry)
+            copied += 1
+        start += PAGE_SIZE
+    return copied
+
+
+@primitive
 def pt_any(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Whether any entry in ``[start, end)`` is valid."""
     return 1 if edit(w, pt, start, end, KEEP_ALL) else 0
