@@ -26,6 +26,8 @@ BUILT_IN = {
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "full-va": "faultpath.designs.full_va",
     "kvm": "faultpath.designs.kvm",
+    "odp-explicit": "faultpath.designs.odp_explicit",
+    "rxe-odp": "faultpath.designs.rxe_odp",
 }
 
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import full_va, kvm, nouveau_v6, nouveau_v6_fixed, odp_implicit
+from faultpath.designs import full_va, kvm, nouveau_v6, nouveau_v6_fixed, odp_explicit, odp_implicit, rxe_odp
+from oracles import odp_explicit as odp_explicit_oracle
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
@@ -45,6 +46,9 @@ CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1
 
 for size in (16 << 10, 2 << 20, 2 << 30):
     CASES[f"kvm:slot={size >> 10}K"] = Case(kvm.design, kvm_oracle(size), [size])
+for size in (0, 64 << 10, 2 << 20):
+    CASES[f"odp-explicit:region={size >> 10}K"] = Case(odp_explicit.design, odp_explicit_oracle.explicit(size), [size])
+    CASES[f"rxe-odp:region={size >> 10}K"] = Case(rxe_odp.design, odp_explicit_oracle.rxe(size), [size])
 
 
 @dataclass

@@ -184,6 +184,18 @@ def test_of_two_that_saw_the_same_entry_one_changes_it(python: bool) -> None:
     assert bench.pt_get(rig, at) == VALID | 5 << 2
 
 
+@pytest.mark.parametrize("pages", [511, 512, 513, 700, 1023, 1024, 512 * 512 + 1])
+def test_a_table_of_any_size_has_room_for_all_its_pages(pages: int) -> None:
+    bench = Bench()
+    rig, at = bench.rig, 5 * PAGE
+    bench.pt_init(rig, at, at + pages * PAGE)
+    bench.pt_set(rig, at, VALID)
+    assert not any(bench.pt_get(rig, at + n * PAGE) for n in (1, 511, 512, 1024, 512 * 512) if n < pages)
+    bench.pt_set(rig, at + (pages - 1) * PAGE, VALID | WRITE)
+    assert bench.pt_get(rig, at) == VALID
+    assert bench.pt_clear(rig, at, at + pages * PAGE) == 2
+
+
 def test_frames_are_never_zero_and_change() -> None:
     bench = Bench()
     frames = [bench.new_frame() >> 2 for _ in range(130)]

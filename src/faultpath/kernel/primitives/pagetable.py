@@ -40,7 +40,7 @@ LOW_BITS = 0x0001000100010001
 def pt_init(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Give an empty table the bounds ``[start, end)``."""
     levels = 0
-    while (end - start) >> (PAGE_SHIFT + w[LEAF_BITS] + levels * w[DIR_BITS]) > 1:
+    while (end - start - 1) >> (PAGE_SHIFT + w[LEAF_BITS] + levels * w[DIR_BITS]) > 0:
         levels += 1
     w[pt] = 0
     w[pt + 1] = levels
