@@ -9,7 +9,7 @@ from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS, Design, Parame
 from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from faultpath.kernel.gup import get_user_page_fast_only, get_user_pages
-from faultpath.kernel.hmm import hmm_range_fault
+from faultpath.kernel.hmm import hmm_range_fault, hmm_range_snapshot
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
@@ -63,6 +63,7 @@ from faultpath.kernel.primitives.pagetable import (
     device_zap,
     pt_any,
     pt_clear,
+    pt_copy,
     pt_free,
     pt_get,
     pt_init,
@@ -180,6 +181,7 @@ __all__ = [
     "hlist_first",
     "hlist_next",
     "hmm_range_fault",
+    "hmm_range_snapshot",
     "kfree",
     "kmalloc",
     "mmdrop",
@@ -204,6 +206,7 @@ __all__ = [
     "protocol",
     "pt_any",
     "pt_clear",
+    "pt_copy",
     "pt_free",
     "pt_get",
     "pt_init",

@@ -159,6 +159,16 @@ def pt_write_protect(rig: Rig, start: int, end: int) -> int:
 
 
 @protocol
+def pt_copy(rig: Rig, other: Rig, start: int, end: int) -> int:
+    return pagetable.pt_copy(other.pt, rig.pt, start, end)
+
+
+@protocol
+def dma_unmap(rig: Rig, start: int, end: int) -> int:
+    return mtt.dma_unmap(rig.pt, start, end)
+
+
+@protocol
 def pt_any(rig: Rig, start: int, end: int) -> int:
     return pagetable.pt_any(rig.pt, start, end)
 

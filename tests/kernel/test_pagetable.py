@@ -184,6 +184,28 @@ def test_of_two_that_saw_the_same_entry_one_changes_it(python: bool) -> None:
     assert bench.pt_get(rig, at) == VALID | 5 << 2
 
 
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_a_copy_is_what_a_device_may_know_of_the_valid_entries(python: bool) -> None:
+    bench = Bench(python)
+    rig, other, at = bench.rig, bench.new_rig(), 1 << 30
+    bench.pt_init(rig, 0, 1 << 40)
+    bench.pt_init(other, at, at + 1000 * PAGE)
+    for page, entry in ((0, VALID), (1, VALID | WRITE | 3 << 2 | 1 << 8), (2, 1 << 8), (600, VALID), (999, VALID)):
+        bench.pt_set(rig, at + page * PAGE, entry)
+    assert bench.pt_copy(rig, other, at + PAGE, at + 999 * PAGE) == 2
+    assert bench.pt_get(other, at + PAGE) == VALID | WRITE | 3 << 2
+    assert [bench.pt_get(other, at + page * PAGE) for page in (0, 2, 600, 999)] == [0, 0, VALID, 0]
+
+
+def test_a_dma_unmap_looks_at_every_entry() -> None:
+    bench = Bench()
+    bench.pt_init(bench.rig, 0, 1 << 40)
+    bench.pt_set(bench.rig, 7 * PAGE, VALID)
+    assert bench.dma_unmap(bench.rig, 0, 600 * PAGE) == 1
+    assert (bench.counter("ptes_probed"), bench.counter("ptes_zapped")) == (600, 1)
+    assert bench.counter("device_commands") == 0
+
+
 @pytest.mark.parametrize("pages", [511, 512, 513, 700, 1023, 1024, 512 * 512 + 1])
 def test_a_table_of_any_size_has_room_for_all_its_pages(pages: int) -> None:
     bench = Bench()

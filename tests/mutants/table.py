@@ -6,13 +6,13 @@ what makes up for them is said.
 
 from __future__ import annotations
 
-from faultpath.designs import full_va, odp_implicit, odp_implicit_fixed
+from faultpath.designs import full_va, kvm, odp_implicit, odp_implicit_fixed
 from faultpath.kernel import hmm, mmu_notifier, srcu, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
-from mutants.designs import FULL_VA, REFCOUNT, SRCU, TWO_PAGES, two_pages_fault
+from mutants.designs import FULL_VA, KVM, REFCOUNT, SRCU, TWO_PAGES, two_pages_fault
 from mutants.engine import Edit, Mutant, Subject, mutated
 
 SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
@@ -464,6 +464,58 @@ ODP = [
         ("    wait_srcu_gp(dev.odp_srcu, mr.rcu)\n", ""),
         at="fault-vs-dontneed",
         breaks="lifetime",
+    ),
+]
+
+PLAIN = [
+    bug(
+        KVM,
+        "a fault trusts the merged range alone",
+        kvm.mmu_invalidate_retry_hva,
+        ("return kvm.mmu_invalidate_seq != mmu_seq", "return 0"),
+        at="fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "a fault trusts the sequence number alone",
+        kvm.mmu_invalidate_retry_hva,
+        ("if in_progress and hva >=", "if False and hva >="),
+        at="fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "sequence number read after the page was looked up",
+        kvm.direct_page_fault,
+        ("    mmu_seq = kvm.mmu_invalidate_seq\n", ""),
+        ("    ret = RET_PF_RETRY\n", "    ret = RET_PF_RETRY\n    mmu_seq = kvm.mmu_invalidate_seq\n"),
+        at="fault-vs-reclaim",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "an invalidation takes the place of the one in progress",
+        kvm.kvm_mmu_invalidate_begin,
+        ("if kvm.mmu_invalidate_in_progress == 1:", "if kvm.mmu_invalidate_in_progress:"),
+        at="background",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "memslots swapped while an invalidation is in progress",
+        kvm.kvm_swap_active_memslots,
+        ("    while kvm.mn_active_invalidate_count:\n", "    while False:\n"),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "range_end wakes nobody who changes memslots",
+        kvm.kvm_mmu_notifier_invalidate_range_end,
+        ("    if wake:\n        wake_up(kvm.mn_memslots_update_rcuwait)\n", ""),
+        at="first-fault-vs-dontneed",
+        breaks="progress",
     ),
 ]
 
@@ -924,7 +976,7 @@ CPU_SIDE = [
     ),
 ]
 
-MUTANTS = [*DRIVER, *ODP, *CORE, *CPU_SIDE]
+MUTANTS = [*DRIVER, *ODP, *PLAIN, *CORE, *CPU_SIDE]
 
 HARMLESS = [
     # Whatever it reads was so at some moment, and a number read too early only makes the fault retry. (Memory is
@@ -1015,6 +1067,15 @@ HARMLESS = [
         odp_implicit.mlx5_ib_dereg_mr,
         ("    umem.private = NULL\n", ""),
         at="teardown-vs-munmap",
+        breaks="holds",
+    ),
+    # A memslot is only ever added, which is one step here, and whoever still reads the other copy may see it or not.
+    bug(
+        KVM,
+        "the other copy of the memslots changed without waiting for its readers",
+        kvm.kvm_swap_active_memslots,
+        ("    synchronize_srcu(kvm.srcu)\n", ""),
+        at="first-fault-vs-dontneed",
         breaks="holds",
     ),
 ]
