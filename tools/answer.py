@@ -65,17 +65,15 @@ def _output(command: str) -> str:
 
 def told(name: str) -> str:
     """What a design says about itself: the page's first part."""
-    design, _ = catalog.find(name)
+    design, default = catalog.find(name)
     small = catalog.find(name, small=True)[1]
     out = [f"# {name}: {design.title}", "", f"Models {design.source}.", "", design.doc.strip().replace("``", "`"), ""]
     if design.parameters:
         out += ["## Parameters", "", "| name | default | in `check` | what it is |", "|---|---|---|---|"]
         for p in design.parameters:
-            unit = f" ({p.unit})" if p.unit else ""
-            choices = f": {', '.join(p.choices)}" if p.choices else ""
-            out.append(
-                f"| `{p.name}` | {catalog.text(p.default)} | {catalog.text(small[p.name])} | {p.doc}{unit}{choices} |"
-            )
+            values = [catalog.text(p, of[p.name]) for of in (default, small)]
+            doc = p.doc + (f" ({p.unit})" if p.unit else "") + (f": {', '.join(p.choices)}" if p.choices else "")
+            out.append(f"| `{p.name}` | {' | '.join(values)} | {doc} |")
         out.append("")
     if design.counters:
         out += ["## What the driver itself counts", "", "| name | what it is |", "|---|---|"]

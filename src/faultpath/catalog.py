@@ -24,10 +24,12 @@ BUILT_IN = {
     "nouveau-v6-fixed": "faultpath.designs.nouveau_v6_fixed",
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
+    "drm-gpusvm": "faultpath.designs.drm_gpusvm",
     "full-va": "faultpath.designs.full_va",
     "kvm": "faultpath.designs.kvm",
     "odp-explicit": "faultpath.designs.odp_explicit",
     "rxe-odp": "faultpath.designs.rxe_odp",
+    "uvm-hmm": "faultpath.designs.uvm_hmm",
 }
 
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
@@ -62,14 +64,19 @@ def integers(design: Design, values: dict[str, int | str]) -> list[int]:
 
 def label(request: str, design: Design, values: dict[str, int | str]) -> str:
     """How a design is requested with just these values: what differs from the defaults is said."""
-    said = [f"{p.name}={text(values[p.name])}" for p in design.parameters if values[p.name] != p.default]
-    return ":".join([request.partition(":")[0], *([",".join(said)] if said else [])])
+    said = settings([p for p in design.parameters if values[p.name] != p.default], values)
+    return ":".join([request.partition(":")[0], *([said] if said else [])])
 
 
-def text(value: int | str) -> str:
-    """A value as a request has it."""
-    if isinstance(value, int) and value:
-        for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+def settings(parameters: Sequence[Parameter], values: dict[str, int | str]) -> str:
+    """Values as a request has them: ``child=2M,protection=srcu``."""
+    return ",".join(f"{p.name}={text(p, values[p.name])}" for p in parameters)
+
+
+def text(parameter: Parameter, value: int | str) -> str:
+    """A value as a request has it: ``2M`` of bytes."""
+    if isinstance(value, int) and value and parameter.unit == "bytes":
+        for unit, shift in reversed(_UNITS.items()):
             if value % (1 << shift) == 0:
                 return f"{value >> shift}{unit}"
     return str(value)
@@ -182,7 +189,14 @@ def describe(request: str, source: bool = False) -> dict[str, Any]:
         "title": design.title,
         "models": design.source,
         "parameters": [
-            {"name": p.name, "default": p.default, "unit": p.unit, "choices": list(p.choices), "doc": p.doc}
+            {
+                "name": p.name,
+                "default": p.default,
+                "text": text(p, p.default),
+                "unit": p.unit,
+                "choices": list(p.choices),
+                "doc": p.doc,
+            }
             for p in design.parameters
         ],
         "counters": list(design.counters),

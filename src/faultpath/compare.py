@@ -69,8 +69,9 @@ def _trace(
         def step(rows: int, index: int = index, label: str = label) -> None:
             progress(f"{name}: {label}", index * process.rows + rows, len(designs) * process.rows)
 
+        said = catalog.settings(design.parameters, values)
         result = _result(trace, found, process, design, values, accesses, step)
-        results.append({"design": design.name, "label": label, "parameters": values} | result)
+        results.append({"design": design.name, "label": label, "parameters": values, "settings": said} | result)
     return {
         "name": name,
         "format": kind,

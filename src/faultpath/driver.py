@@ -9,10 +9,12 @@ from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS, Design, Parame
 from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from faultpath.kernel.gup import get_user_page_fast_only, get_user_pages
-from faultpath.kernel.hmm import hmm_range_fault, hmm_range_snapshot
+from faultpath.kernel.hmm import hmm_range_fault, hmm_range_fault_pages, hmm_range_snapshot
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
+    MMU_NOTIFY_RELEASE,
+    MMU_NOTIFY_SOFT_DIRTY,
     MMU_NOTIFY_UNMAP,
     ULONG_MAX,
     IntervalNotifier,
@@ -30,13 +32,23 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_unregister,
 )
 from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_dec_and_test, atomic_inc, atomic_read
-from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, embedded, kfree, kmalloc, off_stack, on_stack
+from faultpath.kernel.primitives.heap import (
+    GFP_ATOMIC,
+    GFP_KERNEL,
+    GFP_NOMEMALLOC,
+    embedded,
+    kfree,
+    kmalloc,
+    off_stack,
+    on_stack,
+)
 from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next, queue_work
 from faultpath.kernel.primitives.locks import (
     down_read,
     down_read_trylock,
     down_write,
     downgrade_write,
+    mutex_is_mine,
     mutex_lock,
     mutex_trylock,
     mutex_unlock,
@@ -120,6 +132,9 @@ __all__ = [
     "EPERM",
     "GFP_ATOMIC",
     "GFP_KERNEL",
+    "GFP_NOMEMALLOC",
+    "MMU_NOTIFY_RELEASE",
+    "MMU_NOTIFY_SOFT_DIRTY",
     "MMU_NOTIFY_UNMAP",
     "NULL",
     "PAGE_SHIFT",
@@ -181,6 +196,7 @@ __all__ = [
     "hlist_first",
     "hlist_next",
     "hmm_range_fault",
+    "hmm_range_fault_pages",
     "hmm_range_snapshot",
     "kfree",
     "kmalloc",
@@ -197,6 +213,7 @@ __all__ = [
     "mmu_interval_set_seq",
     "mmu_notifier_register",
     "mmu_notifier_unregister",
+    "mutex_is_mine",
     "mutex_lock",
     "mutex_trylock",
     "mutex_unlock",

@@ -8,7 +8,7 @@ from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel import srcu
 from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, xarray
+from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, range_tree, xarray
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import (
@@ -35,6 +35,7 @@ class Rig(Struct):
 
     tree: IntervalTree
     pt: PageTable
+    other_pt: PageTable
     xa: XArray
     head: HlistHead
     mutex: Mutex
@@ -114,6 +115,21 @@ def tree_prev(node: IntervalNode) -> int:
 
 
 @protocol
+def range_find(rig: Rig, addr: int) -> int:
+    return range_tree.range_tree_find(rig.tree, addr, SCRATCH)
+
+
+@protocol
+def hole_start(rig: Rig, addr: int, start: int) -> int:
+    return range_tree.range_tree_hole_start(rig.tree, addr, start, SCRATCH)
+
+
+@protocol
+def hole_last(rig: Rig, addr: int, last: int) -> int:
+    return range_tree.range_tree_hole_last(rig.tree, addr, last)
+
+
+@protocol
 def tree_outside(node: IntervalNode) -> int:
     return itree.rb_empty_node(node)
 
@@ -159,11 +175,6 @@ def pt_write_protect(rig: Rig, start: int, end: int) -> int:
 
 
 @protocol
-def pt_copy(rig: Rig, other: Rig, start: int, end: int) -> int:
-    return pagetable.pt_copy(other.pt, rig.pt, start, end)
-
-
-@protocol
 def dma_unmap(rig: Rig, start: int, end: int) -> int:
     return mtt.dma_unmap(rig.pt, start, end)
 
@@ -181,6 +192,21 @@ def pt_next(rig: Rig, start: int, end: int) -> int:
 @protocol
 def pt_move(rig: Rig, old: int, new: int, size: int) -> int:
     return pagetable.pt_move(rig.pt, old, new, size)
+
+
+@protocol
+def pt_init_other(rig: Rig, start: int, end: int) -> None:
+    pagetable.pt_init(rig.other_pt, start, end)
+
+
+@protocol
+def pt_copy(rig: Rig, start: int, end: int) -> int:
+    return pagetable.pt_copy(rig.other_pt, rig.pt, start, end)
+
+
+@protocol
+def pt_get_other(rig: Rig, addr: int) -> int:
+    return pagetable.pt_get(rig.other_pt, addr)
 
 
 @protocol
@@ -302,6 +328,11 @@ def mutex_lock(rig: Rig) -> None:
 @protocol
 def mutex_trylock(rig: Rig) -> int:
     return locks.mutex_trylock(rig.mutex)
+
+
+@protocol
+def mutex_is_mine(rig: Rig) -> int:
+    return locks.mutex_is_mine(rig.mutex)
 
 
 @protocol

@@ -40,6 +40,16 @@ def test_an_exclusive_lock(python: bool, kind: str, role: str) -> None:
 
 
 @BACK_ENDS
+def test_whose_a_mutex_is(python: bool) -> None:
+    bench = Bench(python)
+    assert bench.mutex_is_mine(bench.rig) == 0
+    bench.mutex_lock(bench.rig)
+    assert bench.mutex_is_mine(bench.rig) == 1
+    bench.w[world.TID] = 1
+    assert bench.mutex_is_mine(bench.rig) == 0
+
+
+@BACK_ENDS
 def test_trylock(python: bool) -> None:
     bench = Bench(python)
     assert bench.mutex_trylock(bench.rig) == 1

@@ -201,7 +201,7 @@ class Names:
             struct = self.structs.get(values[1])
             shown = [spelled(struct.__name__) if struct else "table"]
             if name == "kmalloc":
-                shown.append("GFP_ATOMIC" if values[3] else "GFP_KERNEL")
+                shown.append(("GFP_KERNEL", "GFP_ATOMIC", "GFP_NOMEMALLOC")[values[3]])
         elif name in ("kfree", "off_stack"):
             shown = [self.value(values[0], pointer=True)]
         else:

@@ -173,6 +173,12 @@ class IntervalTree(Embedded):
     words = 2
 
 
+class RangeTreeNode(Embedded):
+    """A node of a driver's own tree of ranges, laid out as an IntervalNode; its first word is not used."""
+
+    words = 7
+
+
 class XArray(Embedded):
     """``struct xarray``: head node (or the entry at index 0), and the height in nodes."""
 

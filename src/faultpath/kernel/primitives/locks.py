@@ -124,6 +124,18 @@ def mutex_unlock(w: Words, lock: Mutex) -> int:
     return release(w, lock, SLEEPS)
 
 
+@helper(raw=True)
+def is_mine(w: Words, lock: int) -> int:
+    """Whether the running thread holds an exclusive lock: nothing that others do can change that."""
+    return 1 if w[lock] == w[TID] + 1 else 0
+
+
+@primitive
+def mutex_is_mine(w: Words, lock: Mutex) -> int:
+    """lockdep_is_held()."""
+    return is_mine(w, lock)
+
+
 @primitive(blocks=True, role=True)
 def spin_lock(w: Words, lock: SpinLock, role: int) -> int:
     """Take a spinlock."""

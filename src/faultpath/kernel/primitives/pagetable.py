@@ -246,7 +246,7 @@ def pt_add_bits(w: Words, pt: PageTable, start: int, end: int, needed: int, bits
 
 @primitive
 def pt_copy(w: Words, pt: PageTable, source: PageTable, start: int, end: int) -> int:
-    """Copy what a device may know of the valid entries of ``source`` in ``[start, end)``; how many there were."""
+    """Write what another table has valid in ``[start, end)``, as far as a device may know; the number written."""
     leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
     limit = min(end, w[source + 3])
     copied = 0
