@@ -330,8 +330,8 @@ def test_what_cannot_happen_with_a_driver_is_not_tried() -> None:
 def test_small_worlds_have_small_parameters_and_say_so() -> None:
     design, values = catalog.find("odp-implicit", small=True)
     assert values["child"] == 16384
-    assert module.label("odp-implicit", design, values) == "odp-implicit:child=16K"
-    assert module.label("odp-implicit:child=1G", *catalog.find("odp-implicit:child=1G", small=True)) == "odp-implicit"
+    assert catalog.label("odp-implicit", design, values) == "odp-implicit:child=16K"
+    assert catalog.label("odp-implicit:child=1G", *catalog.find("odp-implicit:child=1G", small=True)) == "odp-implicit"
 
 
 def results(*designs: str) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "nouveau-v6": "faultpath.designs.nouveau_v6",
     "nouveau-v6-fixed": "faultpath.designs.nouveau_v6_fixed",
+    "nouveau-upstream": "faultpath.designs.nouveau_upstream",
+    "core-tracked": "faultpath.designs.core_tracked",
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "drm-gpusvm": "faultpath.designs.drm_gpusvm",

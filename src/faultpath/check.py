@@ -83,11 +83,7 @@ def check(
             page_symmetry=page_symmetry,
             memory=memory,
         )
-        if replay:
-            result = _replayed(checked, name, replay)
-        else:
-            verdict = checked.run(lambda done, states: step(states))
-            result = _searched(checked, name, verdict)
+        result = examined(checked, name, replay, lambda done, states: step(states))
         where = {"design": design.name, "label": name, "parameters": values}
         results.append(where | {"scenario": scenario.name, "scenario_request": named} | result)
         found(results[-1])
@@ -119,6 +115,13 @@ def _built_in() -> list[Scenario]:
 
 
 # --- one design in one scenario
+
+
+def examined(checked: Check, name: str, replay: str, show: Callable[[int, int], None]) -> Document:
+    """What a search found, or where the counterexample of an id leads."""
+    if replay:
+        return _replayed(checked, name, replay)
+    return _searched(checked, name, checked.run(show))
 
 
 def _searched(checked: Check, name: str, verdict: Verdict) -> Document:

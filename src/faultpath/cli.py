@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -168,6 +168,11 @@ def agreement(traces: tuple[Path, ...], pid: int | None, as_json: bool) -> None:
 @click.option(
     "--all", "everything", is_flag=True, help="Every built-in design as well; show the matrix, no counterexample"
 )
+@click.option(
+    "--cases",
+    is_flag=True,
+    help="Instead: bugs the kernel had, before and after their fixes; DESIGN... names some [all]",
+)
 @click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="For the table of states; K, M, G")
 @click.option("--no-reduction", is_flag=True, help="Interleave every access, also those no other thread can tell apart")
 @click.option("--no-symmetry", is_flag=True, help="Tell threads apart that run the same on the same")
@@ -180,6 +185,7 @@ def check(
     designs: tuple[str, ...],
     scenarios: tuple[str, ...],
     everything: bool,
+    cases: bool,
     memory: str,
     no_reduction: bool,
     no_symmetry: bool,
@@ -194,7 +200,13 @@ def check(
     DESIGN is a name or a FILE.py, with :param=value,... Exit status: 0 every property holds in every state; 1 one is
     violated, with a shortest interleaving that does it; 2 the request is wrong, or none was found violated but not
     everything could be explored in the memory given ("bounded", which proves nothing).
+
+    With --cases, DESIGN is CASE or CASE/VARIANT. Exit status: 0 every verdict is as expected, 1 one is not.
     """
+    if cases:
+        if scenarios or everything or perfetto or no_reduction or no_symmetry or no_page_symmetry:
+            raise click.UsageError("--cases goes with names of cases, --full, --replay and --json only")
+        check_cases(designs, replay, full, as_json)
     from faultpath.catalog import BUILT_IN, size
 
     if not designs and not everything:
@@ -231,6 +243,21 @@ def check(
         verdicts.checked(document, everything, full, bool(scenarios))
     sys.stdout.flush()
     exit_with(status(document))
+
+
+def check_cases(names: tuple[str, ...], replay: str, full: bool, as_json: bool) -> NoReturn:
+    """``check --cases``."""
+    from faultpath.cases import run
+    from faultpath.report import cases
+
+    with progress() as show:
+        document = run.check_cases(names, replay=replay, progress=show)
+    if as_json:
+        print_json(document)
+    else:
+        cases.checked(document, bool(names), full)
+    sys.stdout.flush()
+    sys.exit(run.status(document))
 
 
 @cli.command("designs")

@@ -28,6 +28,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_interval_read_begin,
     mmu_interval_read_retry,
     mmu_interval_set_seq,
+    mmu_notifier_put,
     mmu_notifier_register,
     mmu_notifier_unregister,
 )
@@ -211,6 +212,7 @@ __all__ = [
     "mmu_interval_read_begin",
     "mmu_interval_read_retry",
     "mmu_interval_set_seq",
+    "mmu_notifier_put",
     "mmu_notifier_register",
     "mmu_notifier_unregister",
     "mutex_is_mine",

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from faultpath.design import Design
 from faultpath.designs import (
+    core_tracked,
     drm_gpusvm,
     full_va,
     kvm,
+    nouveau_upstream,
     nouveau_v6,
     nouveau_v6_fixed,
     odp_explicit,
@@ -20,9 +22,11 @@ from faultpath.designs import (
 from oracles import odp_explicit as odp_explicit_oracle
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
+from oracles.core_tracked import CoreTracked
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
 from oracles.drm_gpusvm import gpusvm
 from oracles.kvm import kvm as kvm_oracle
+from oracles.nouveau_upstream import NouveauUpstream
 from oracles.running import Run, differences, table
 from oracles.sequences import possible, smallest
 from oracles.uvm_hmm import uvm
@@ -40,6 +44,8 @@ class Case:
 CASES = {
     "nouveau-v6": Case(nouveau_v6.design, NouveauV6),
     "nouveau-v6-fixed": Case(nouveau_v6_fixed.design, NouveauV6Fixed),
+    "nouveau-upstream": Case(nouveau_upstream.design, NouveauUpstream),
+    "core-tracked": Case(core_tracked.design, CoreTracked),
     "full-va": Case(full_va.design, FullVa),
 }
 # One page, less than one block of eight, one block, a few, one leaf, several leaves, the default.

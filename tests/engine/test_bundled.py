@@ -24,6 +24,8 @@ NAMES = (
     "odp-implicit:child=1048576K,protection=refcount",
     "full-va",
     "uvm-hmm:block=2048K",
+    "nouveau-upstream",
+    "core-tracked",
     "drm-gpusvm:notifier_size=524288K,chunk=2048K,middle=64K",
 )
 

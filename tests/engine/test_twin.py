@@ -24,6 +24,8 @@ NAMES = [
     "kvm:slot=16K",
     "odp-explicit:region=0K",
     "rxe-odp:region=64K",
+    "nouveau-upstream",
+    "core-tracked",
 ]
 
 

@@ -8,7 +8,7 @@ from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel import srcu
 from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, range_tree, xarray
+from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, range_tree, tlb, xarray
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import (
@@ -44,6 +44,7 @@ class Rig(Struct):
     rw: RwLock
     srcu: srcu.Srcu
     ref: RefCount
+    tlb: PageTable
 
 
 class Item(Struct):
@@ -147,6 +148,21 @@ def pt_set(rig: Rig, addr: int, entry: int) -> None:
 @protocol
 def pt_get(rig: Rig, addr: int) -> int:
     return pagetable.pt_get(rig.pt, addr)
+
+
+@protocol
+def tlb_init(rig: Rig, start: int, end: int) -> None:
+    pagetable.pt_init(rig.tlb, start, end)
+
+
+@protocol
+def tlb_access(rig: Rig, addr: int) -> int:
+    return tlb.tlb_access(rig.tlb, rig.pt, addr)
+
+
+@protocol
+def tlb_flush(rig: Rig, start: int, end: int) -> int:
+    return tlb.tlb_flush(rig.tlb, start, end)
 
 
 @protocol
@@ -358,6 +374,16 @@ def down_read(rig: Rig) -> None:
 @protocol
 def up_read(rig: Rig) -> None:
     locks.up_read(rig.sem)
+
+
+@protocol
+def spin_is_locked(rig: Rig) -> int:
+    return locks.spin_is_locked(rig.spin)
+
+
+@protocol
+def write_locked(rig: Rig) -> int:
+    return locks.rwsem_is_write_locked(rig.sem)
 
 
 @protocol

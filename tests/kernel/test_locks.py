@@ -89,6 +89,20 @@ def test_many_readers_or_one_writer(python: bool, reads: tuple[str, str], writes
 
 
 @BACK_ENDS
+def test_who_asks_takes_nothing(python: bool) -> None:
+    bench = Bench(python)
+    rig = bench.rig
+    assert (bench.spin_is_locked(rig), bench.write_locked(rig)) == (0, 0)
+    bench.spin_lock(rig)
+    bench.down_read(rig)
+    assert (bench.spin_is_locked(rig), bench.write_locked(rig)) == (1, 0)
+    bench.up_read(rig)
+    bench.down_write(rig)
+    assert bench.write_locked(rig) == 1
+    assert (acquired(bench, "spinlock"), acquired(bench, "rwsem", 0), acquired(bench, "rwsem", 1)) == (1, 1, 1)
+
+
+@BACK_ENDS
 def test_a_downgraded_writer_is_a_reader_and_was_never_nobody(python: bool) -> None:
     bench = Bench(python)
     rig = bench.rig

@@ -12,6 +12,7 @@ from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, ra
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
+from mutants import tracked
 from mutants.designs import FULL_VA, GPUSVM, KVM, REFCOUNT, SRCU, TWO_PAGES, UVM, two_pages_fault
 from mutants.engine import Edit, Mutant, Subject, mutated
 
@@ -1138,7 +1139,7 @@ RANGES = [
     ),
 ]
 
-MUTANTS = [*DRIVER, *ODP, *BLOCKS, *RANGES, *PLAIN, *CORE, *CPU_SIDE]
+MUTANTS = [*DRIVER, *ODP, *BLOCKS, *RANGES, *PLAIN, *CORE, *CPU_SIDE, *tracked.MUTANTS]
 
 HARMLESS = [
     # Whatever it reads was so at some moment, and a number read too early only makes the fault retry. (Memory is

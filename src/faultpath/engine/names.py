@@ -218,7 +218,7 @@ class Names:
 
     def gave(self, target: Primitive, value: int) -> str:
         """What a primitive returned."""
-        if target.__name__ in ("pt_get", "pt_cmpxchg", "pt_unmap_frame"):
+        if target.__name__ in ("pt_get", "pt_cmpxchg", "pt_unmap_frame", "tlb_access"):
             return entry(value)
         finds = ("itree_", "hlist_", "xa_load", "xa_cmpxchg", "xa_erase", "_kmalloc", "take_work", "work_object")
         return self.value(value, pointer=target.__name__.startswith(finds))

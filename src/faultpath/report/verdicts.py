@@ -72,8 +72,8 @@ def explained(result: Result, width: int, full: bool) -> list[str]:
     )
     out += ["", *counterexample.lines(result, width, full)]
     if result["replay"]:
-        again = f"faultpath check {result['label']} --scenario {result['scenario_request']} --replay {result['replay']}"
-        out += ["", f"Again: {again}"]
+        asked = result.get("request") or f"{result['label']} --scenario {result['scenario_request']}"
+        out += ["", f"Again: faultpath check {asked} --replay {result['replay']}"]
     return out
 
 

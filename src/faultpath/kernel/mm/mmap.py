@@ -24,6 +24,7 @@ from faultpath.kernel.mm.vma import (
     next_vma,
     split_vma,
     vma_at,
+    vmas_unmapped,
 )
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
@@ -105,6 +106,7 @@ def do_vmi_align_munmap(mm: Mm, start: int, end: int, downgrade: int) -> int:
         else:
             downgrade_write(mm.mmap_lock)
     zap_range(mm, start, end, UNMAP)
+    vmas_unmapped(mm)
     free_pgtables(mm, start, end)
     return downgrade
 

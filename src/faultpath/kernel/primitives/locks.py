@@ -149,6 +149,18 @@ def spin_unlock(w: Words, lock: SpinLock) -> int:
     return release(w, lock, SPINS)
 
 
+@primitive
+def spin_is_locked(w: Words, lock: SpinLock) -> int:
+    """spin_is_locked()."""
+    return 1 if w[lock] != 0 else 0
+
+
+@primitive
+def rwsem_is_write_locked(w: Words, lock: RwSem) -> int:
+    """Whether somebody holds the semaphore for writing (what rwsem_assert_held_write() goes by)."""
+    return 1 if w[lock] < 0 else 0
+
+
 @primitive(blocks=True, role=True)
 def down_read(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for reading. Fairness to waiting writers is the scheduler's business."""
