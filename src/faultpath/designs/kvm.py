@@ -6,19 +6,19 @@ interval tree by address, and if there is one takes mmu_lock for writing: the SP
 last of them ends. A vCPU's fault reads the sequence number, gets the page, and under mmu_lock maps it unless the page
 lies in that range or the number has moved since: then the guest goes on, and faults again.
 
-It trades precision for a fault path without any lookup or lock but mmu_lock (for reading: vCPUs fault in parallel). The
-range is exact while one invalidation runs. Its end moves the number for everybody: a fault anywhere in the guest that
-began before it is done again. An event that meets no memslot takes no lock but costs a callback, start and end.
+It trades precision for a fault path whose only lock is mmu_lock, for reading: vCPUs fault in parallel. The range is
+exact while one invalidation runs. Its end moves the number for everybody: a fault anywhere in the guest that began
+before it is done again. An event that meets no memslot leaves mmu_lock alone, but calls back at its start and its end.
 
-Memory is identity-mapped, a guest's physical address is the process's virtual one, as gVisor has it. As there, user
-space sets a memslot up when a vCPU exits with MMIO where there is none: the block of ``slot`` bytes around the address
-(faultBlockSize, 2 GiB). Slots stay as long as the VM. What a fault of the guest finds present in the CPU's page table
-and writable costs no mmap_lock (hva_to_pfn_fast).
+A guest's physical address is the process's virtual one here. User space sets memslots up as gVisor does, when a vCPU
+exits with MMIO where there is none: the block of ``slot`` bytes around the address (faultBlockSize, 2 GiB). Slots stay
+as long as the VM. What a fault of the guest finds present in the CPU's page table and writable costs no mmap_lock
+(hva_to_pfn_fast).
 
-The TDP MMU with A/D bits, pages of 4 KiB. Counters: walk_steps are nodes that the notifier reads among the memslots,
-lookup_steps those of faults. Not modelled: change_pte (range_start has zapped what it could change),
-access tracking, dirty logging, asynchronous page faults (pages that must be read in), MMIO SPTEs and their generation,
-deletion of memslots, the caches of the memslot found last, the yield inside a long zap, gfn_to_pfn_cache.
+The TDP MMU with A/D bits, pages of 4 KiB. walk_steps are nodes that the notifier reads among the memslots, lookup_steps
+those that faults read. Not modelled: change_pte (range_start has zapped what it could change), access tracking, dirty
+logging, asynchronous page faults (pages that must be read in), MMIO SPTEs and their generation, deletion of memslots,
+the caches of the memslot found last, the yield inside a long zap, gfn_to_pfn_cache.
 """
 
 from __future__ import annotations
