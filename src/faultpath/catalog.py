@@ -28,6 +28,9 @@ BUILT_IN = {
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "drm-gpusvm": "faultpath.designs.drm_gpusvm",
     "full-va": "faultpath.designs.full_va",
+    "kvm": "faultpath.designs.kvm",
+    "odp-explicit": "faultpath.designs.odp_explicit",
+    "rxe-odp": "faultpath.designs.rxe_odp",
     "uvm-hmm": "faultpath.designs.uvm_hmm",
 }
 
@@ -100,11 +103,16 @@ def load(name: str) -> Design:
 
 def _problem(design: Design) -> str:
     """Why a user's design cannot be linked; "" if it can."""
+    from faultpath.designs import region_cache
     from faultpath.kernel import mmu_notifier
 
     wanted = {"open": 1 + len(design.parameters), "fault": 3, "walk": 2, "close": 1, "invariant": 1}
     found = [(name, getattr(design, name), count) for name, count in wanted.items()]
-    known = [*vars(mmu_notifier).values(), *(vars(design.core).values() if design.core else ())]
+    known = [
+        *vars(mmu_notifier).values(),
+        *vars(region_cache).values(),
+        *(vars(design.core).values() if design.core else ()),
+    ]
     known += design.open.fn.__globals__.values() if isinstance(design.open, Protocol) else []
     slots = {hook.slot: len(hook.parameters) for hook in known if isinstance(hook, Hook)}
     for ops in design.ops:

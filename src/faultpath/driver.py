@@ -8,8 +8,8 @@ from __future__ import annotations
 from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS, Design, Parameter
 from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
-from faultpath.kernel.gup import get_user_pages
-from faultpath.kernel.hmm import hmm_range_fault, hmm_range_fault_pages
+from faultpath.kernel.gup import get_user_page_fast_only, get_user_pages
+from faultpath.kernel.hmm import hmm_range_fault, hmm_range_fault_pages, hmm_range_snapshot
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
@@ -53,6 +53,8 @@ from faultpath.kernel.primitives.locks import (
     mutex_lock,
     mutex_trylock,
     mutex_unlock,
+    read_lock,
+    read_unlock,
     refcount_dec_and_test,
     refcount_inc,
     refcount_inc_not_zero,
@@ -62,12 +64,15 @@ from faultpath.kernel.primitives.locks import (
     spin_unlock,
     up_read,
     up_write,
+    write_lock,
+    write_unlock,
 )
 from faultpath.kernel.primitives.pagetable import (
     PAGE_SHIFT,
     PAGE_SIZE,
     VALID,
     WRITE,
+    device_cmpxchg,
     device_zap,
     pt_any,
     pt_clear,
@@ -109,6 +114,7 @@ from faultpath.protocol.struct import (
     PageTable,
     ParentMutex,
     RefCount,
+    RwLock,
     RwSem,
     SpinLock,
     Struct,
@@ -155,6 +161,7 @@ __all__ = [
     "ParentMutex",
     "Range",
     "RefCount",
+    "RwLock",
     "RwSem",
     "SpinLock",
     "Srcu",
@@ -172,6 +179,7 @@ __all__ = [
     "container_of",
     "count",
     "dec_and_wake",
+    "device_cmpxchg",
     "device_zap",
     "down_read",
     "down_read_trylock",
@@ -181,6 +189,7 @@ __all__ = [
     "flush_work",
     "flush_workqueue",
     "get_state_synchronize_srcu",
+    "get_user_page_fast_only",
     "get_user_pages",
     "has_op",
     "hlist_add_head",
@@ -189,6 +198,7 @@ __all__ = [
     "hlist_next",
     "hmm_range_fault",
     "hmm_range_fault_pages",
+    "hmm_range_snapshot",
     "kfree",
     "kmalloc",
     "mmdrop",
@@ -223,6 +233,8 @@ __all__ = [
     "pt_set",
     "pt_write_protect",
     "queue_work",
+    "read_lock",
+    "read_unlock",
     "refcount_dec_and_test",
     "refcount_inc",
     "refcount_inc_not_zero",
@@ -242,6 +254,8 @@ __all__ = [
     "wait_for_completion",
     "wait_until",
     "wake_up",
+    "write_lock",
+    "write_unlock",
     "xa_cmpxchg",
     "xa_destroy",
     "xa_erase",

@@ -10,17 +10,22 @@ from faultpath.designs import (
     core_tracked,
     drm_gpusvm,
     full_va,
+    kvm,
     nouveau_upstream,
     nouveau_v6,
     nouveau_v6_fixed,
+    odp_explicit,
     odp_implicit,
+    rxe_odp,
     uvm_hmm,
 )
+from oracles import odp_explicit as odp_explicit_oracle
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
 from oracles.core_tracked import CoreTracked
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
 from oracles.drm_gpusvm import gpusvm
+from oracles.kvm import kvm as kvm_oracle
 from oracles.nouveau_upstream import NouveauUpstream
 from oracles.running import Run, differences, table
 from oracles.sequences import possible, smallest
@@ -62,6 +67,12 @@ for area, *sizes in ((512 << 20, 2 << 20, 64 << 10), (32 << 10, 64 << 10, 8 << 1
 CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1 << 30, True), [1 << 30, 1])
 for size in (4 << 10, 64 << 10, 2 << 20):
     CASES[f"uvm-hmm:block={size >> 10}K"] = Case(uvm_hmm.design, uvm(size), [size])
+
+for size in (16 << 10, 2 << 20, 2 << 30):
+    CASES[f"kvm:slot={size >> 10}K"] = Case(kvm.design, kvm_oracle(size), [size])
+for size in (0, 64 << 10, 2 << 20):
+    CASES[f"odp-explicit:region={size >> 10}K"] = Case(odp_explicit.design, odp_explicit_oracle.explicit(size), [size])
+    CASES[f"rxe-odp:region={size >> 10}K"] = Case(rxe_odp.design, odp_explicit_oracle.rxe(size), [size])
 
 
 @dataclass

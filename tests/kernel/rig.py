@@ -18,6 +18,7 @@ from faultpath.protocol.struct import (
     Mutex,
     PageTable,
     RefCount,
+    RwLock,
     RwSem,
     SpinLock,
     Struct,
@@ -40,6 +41,7 @@ class Rig(Struct):
     mutex: Mutex
     spin: SpinLock
     sem: RwSem
+    rw: RwLock
     srcu: srcu.Srcu
     ref: RefCount
     tlb: PageTable
@@ -169,6 +171,11 @@ def pt_cmpxchg(rig: Rig, addr: int, old: int, new: int) -> int:
 
 
 @protocol
+def device_cmpxchg(rig: Rig, addr: int, old: int, new: int) -> int:
+    return pagetable.device_cmpxchg(rig.pt, addr, old, new)
+
+
+@protocol
 def pt_unmap_frame(rig: Rig, addr: int, frame: int) -> int:
     return pagetable.pt_unmap_frame(rig.pt, addr, frame)
 
@@ -181,6 +188,11 @@ def pt_clear(rig: Rig, start: int, end: int) -> int:
 @protocol
 def pt_write_protect(rig: Rig, start: int, end: int) -> int:
     return pagetable.pt_write_protect(rig.pt, start, end)
+
+
+@protocol
+def dma_unmap(rig: Rig, start: int, end: int) -> int:
+    return mtt.dma_unmap(rig.pt, start, end)
 
 
 @protocol
@@ -387,6 +399,26 @@ def up_write(rig: Rig) -> None:
 @protocol
 def down_read_trylock(rig: Rig) -> int:
     return locks.down_read_trylock(rig.sem)
+
+
+@protocol
+def read_lock(rig: Rig) -> None:
+    locks.read_lock(rig.rw)
+
+
+@protocol
+def read_unlock(rig: Rig) -> None:
+    locks.read_unlock(rig.rw)
+
+
+@protocol
+def write_lock(rig: Rig) -> None:
+    locks.write_lock(rig.rw)
+
+
+@protocol
+def write_unlock(rig: Rig) -> None:
+    locks.write_unlock(rig.rw)
 
 
 @protocol

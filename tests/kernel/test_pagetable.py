@@ -175,6 +175,37 @@ def test_an_entry_changes_only_if_it_is_what_was_seen(python: bool) -> None:
 
 
 @pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_of_two_that_saw_the_same_entry_one_changes_it(python: bool) -> None:
+    bench = Bench(python)
+    rig, at = bench.rig, 1 << 30
+    bench.pt_init(rig, 0, 1 << 40)
+    assert bench.device_cmpxchg(rig, at, 0, VALID | 5 << 2) == 0
+    assert bench.device_cmpxchg(rig, at, 0, VALID | 6 << 2) == VALID | 5 << 2
+    assert bench.pt_get(rig, at) == VALID | 5 << 2
+
+
+def test_a_dma_unmap_looks_at_every_entry() -> None:
+    bench = Bench()
+    bench.pt_init(bench.rig, 0, 1 << 40)
+    bench.pt_set(bench.rig, 7 * PAGE, VALID)
+    assert bench.dma_unmap(bench.rig, 0, 600 * PAGE) == 1
+    assert (bench.counter("ptes_probed"), bench.counter("ptes_zapped")) == (600, 1)
+    assert bench.counter("device_commands") == 0
+
+
+@pytest.mark.parametrize("pages", [511, 512, 513, 700, 1023, 1024, 512 * 512 + 1])
+def test_a_table_of_any_size_has_room_for_all_its_pages(pages: int) -> None:
+    bench = Bench()
+    rig, at = bench.rig, 5 * PAGE
+    bench.pt_init(rig, at, at + pages * PAGE)
+    bench.pt_set(rig, at, VALID)
+    assert not any(bench.pt_get(rig, at + n * PAGE) for n in (1, 511, 512, 1024, 512 * 512) if n < pages)
+    bench.pt_set(rig, at + (pages - 1) * PAGE, VALID | WRITE)
+    assert bench.pt_get(rig, at) == VALID
+    assert bench.pt_clear(rig, at, at + pages * PAGE) == 2
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
 def test_what_is_valid_in_one_table_is_written_to_another(python: bool) -> None:
     bench = Bench(python)
     rig, at = bench.rig, 1 << 30

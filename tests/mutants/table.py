@@ -6,14 +6,14 @@ what makes up for them is said.
 
 from __future__ import annotations
 
-from faultpath.designs import drm_gpusvm, full_va, odp_implicit, odp_implicit_fixed, uvm_hmm
+from faultpath.designs import drm_gpusvm, full_va, kvm, odp_implicit, odp_implicit_fixed, uvm_hmm
 from faultpath.kernel import hmm, mmu_notifier, srcu, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
 from mutants import tracked
-from mutants.designs import FULL_VA, GPUSVM, REFCOUNT, SRCU, TWO_PAGES, UVM, two_pages_fault
+from mutants.designs import FULL_VA, GPUSVM, KVM, REFCOUNT, SRCU, TWO_PAGES, UVM, two_pages_fault
 from mutants.engine import Edit, Mutant, Subject, mutated
 
 SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
@@ -526,6 +526,58 @@ BLOCKS = [
         ),
         at="teardown-vs-munmap",
         breaks="lifetime",
+    ),
+]
+
+PLAIN = [
+    bug(
+        KVM,
+        "a fault trusts the merged range alone",
+        kvm.mmu_invalidate_retry_hva,
+        ("return kvm.mmu_invalidate_seq != mmu_seq", "return 0"),
+        at="fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "a fault trusts the sequence number alone",
+        kvm.mmu_invalidate_retry_hva,
+        ("if in_progress and hva >=", "if False and hva >="),
+        at="fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "sequence number read after the page was looked up",
+        kvm.direct_page_fault,
+        ("    mmu_seq = kvm.mmu_invalidate_seq\n", ""),
+        ("    ret = RET_PF_RETRY\n", "    ret = RET_PF_RETRY\n    mmu_seq = kvm.mmu_invalidate_seq\n"),
+        at="fault-vs-reclaim",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "an invalidation takes the place of the one in progress",
+        kvm.kvm_mmu_invalidate_begin,
+        ("if kvm.mmu_invalidate_in_progress == 1:", "if kvm.mmu_invalidate_in_progress:"),
+        at="background",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "memslots swapped while an invalidation is in progress",
+        kvm.kvm_swap_active_memslots,
+        ("    while kvm.mn_active_invalidate_count:\n", "    while False:\n"),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "range_end wakes nobody who changes memslots",
+        kvm.kvm_mmu_notifier_invalidate_range_end,
+        ("    if wake:\n        wake_up(kvm.mn_memslots_update_rcuwait)\n", ""),
+        at="first-fault-vs-dontneed",
+        breaks="progress",
     ),
 ]
 
@@ -1087,7 +1139,7 @@ RANGES = [
     ),
 ]
 
-MUTANTS = [*DRIVER, *ODP, *BLOCKS, *RANGES, *CORE, *CPU_SIDE, *tracked.MUTANTS]
+MUTANTS = [*DRIVER, *ODP, *BLOCKS, *RANGES, *PLAIN, *CORE, *CPU_SIDE, *tracked.MUTANTS]
 
 HARMLESS = [
     # Whatever it reads was so at some moment, and a number read too early only makes the fault retry. (Memory is
@@ -1187,6 +1239,15 @@ HARMLESS = [
         uvm_hmm.hmm_invalidated,
         ("mutex_is_mine(gpu.service_lock)", "0"),
         at="fault-vs-cow",
+        breaks="holds",
+    ),
+    # A memslot is only ever added, which is one step here, and whoever still reads the other copy may see it or not.
+    bug(
+        KVM,
+        "the other copy of the memslots changed without waiting for its readers",
+        kvm.kvm_swap_active_memslots,
+        ("    synchronize_srcu(kvm.srcu)\n", ""),
+        at="first-fault-vs-dontneed",
         breaks="holds",
     ),
 ]

@@ -13,7 +13,7 @@ from faultpath.kernel import errno
 from faultpath.kernel.mmu_notifier import ULONG_MAX
 from faultpath.kernel.primitives import pagetable
 from faultpath.protocol.language import Primitive
-from faultpath.protocol.struct import Embedded, Field, Mutex, PageTable, RwSem, SpinLock, Struct
+from faultpath.protocol.struct import Embedded, Field, Mutex, PageTable, RwLock, RwSem, SpinLock, Struct
 from faultpath.trace.ops import Event
 
 ERRORS = {value: name for name, value in vars(errno).items() if name.startswith("E")}
@@ -163,8 +163,8 @@ class Names:
         field = self.field_at(addr)
         if field is None:
             return self.value(value)
-        if issubclass(field.type, Mutex | SpinLock | RwSem):
-            return self.owner(value, issubclass(field.type, RwSem))
+        if issubclass(field.type, Mutex | SpinLock | RwSem | RwLock):
+            return self.owner(value, issubclass(field.type, RwSem | RwLock))
         if field.name == "event":
             return event(value)
         return self.value(value, pointer=issubclass(field.type, Struct))

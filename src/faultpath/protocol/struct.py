@@ -119,6 +119,12 @@ class RwSem(Embedded):
     role = "rwsem"
 
 
+class RwLock(Embedded):
+    """``rwlock_t``; one word, like RwSem. Whoever waits for it spins."""
+
+    role = "driver"
+
+
 class MmapLock(RwSem):
     """``mm->mmap_lock`` (``mmap_sem`` before 5.8)."""
 
