@@ -123,12 +123,13 @@ def test_what_the_right_ones_claim_holds_everywhere() -> None:
         ("f = plain.gpu_walk\nops = [Ops('o', invalidate_rang_start=plain.gpu_range_start)]\n", "nothing calls"),
         ("f = plain.gpu_walk\nops = [Ops('o', invalidate=len)]\n", "is no protocol"),
         ("f = plain.gpu_walk\nops = [7]\n", "is no Ops"),
+        ("f = plain.gpu_walk\ncounters = ['page_fault']\n", "counters: no 'page_fault' among page_faults"),
     ],
 )
 def test_a_design_with_an_error_is_refused_in_one_line(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         f"from dataclasses import replace\nimport plain\nfrom faultpath.driver import *\n{text}\n"
-        "more = {name: globals()[name] for name in ('ops', 'parameters') if name in globals()}\n"
+        "more = {name: globals()[name] for name in ('ops', 'parameters', 'counters') if name in globals()}\n"
         "design = replace(plain.design, walk=f, **more)\n"
     )
     (tmp_path / "plain.py").write_text((EXAMPLES / "plain.py").read_text())

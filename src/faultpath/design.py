@@ -54,6 +54,7 @@ class Design:
         ``CLOSE_DURING_FAULT``), and why: scenarios that need one do not apply to it
     :param core: module whose protocols replace mainline's where they say so
     :param replaces: protocols that replace those of a design that it builds on
+    :param counters: what the driver itself counts and exports, names of ``DRIVER_COUNTERS``
     :param invariant: ``invariant(device) -> 0, or anything else where it is broken``: a rule of the design's own, which
         ``check`` holds it to in every state it finds while the file is open. It may not change anything
     """
@@ -72,6 +73,7 @@ class Design:
     doc: str = ""
     disjoint: bool = False
     never: Mapping[str, str] = field(default_factory=dict)
+    counters: Sequence[str] = ()
     invariant: Protocol | None = None
 
     def replacements(self) -> list[Protocol]:

@@ -208,15 +208,11 @@ class AddressSpace:
             return self.merge(vma)
         if start == vma.start and left and left.goes_on_in(new) and left.kind == new.kind and friends(left, new):
             self.boundary(vma, end)
-            self.resize(vma, end, vma.end)
-            left.anon = left.anon or new.anon
-            self.resize(left, left.start, end)
+            self.hand_over(vma, (end, vma.end), left, (left.start, end))
             return left
         if end == vma.end and right and new.goes_on_in(right) and right.kind == new.kind and friends(new, right):
             self.boundary(vma, start)
-            self.resize(vma, vma.start, start)
-            right.anon = right.anon or new.anon
-            self.resize(right, start, right.end)
+            self.hand_over(vma, (vma.start, start), right, (start, right.end))
             return right
         if start > vma.start:
             self.split(vma, start)
@@ -225,6 +221,12 @@ class AddressSpace:
             self.split(vma, end)
         vma.prot, vma.words = prot, words
         return vma
+
+    def hand_over(self, vma: Vma, rest: tuple[int, int], taker: Vma, whole: tuple[int, int]) -> None:
+        """A boundary moves: a part of a VMA is its neighbour's from now on."""
+        self.resize(vma, *rest)
+        taker.anon = taker.anon or vma.anon
+        self.resize(taker, *whole)
 
     def containing(self, address: int) -> Vma:
         found = self.at(address)

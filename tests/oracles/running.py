@@ -98,7 +98,7 @@ def flat_locks(locks: dict[str, dict[str, int]]) -> dict[str, int]:
 
 def differences(run: Replay, machine: Machine) -> dict[str, tuple[int, int]]:
     """Counters and locks on which the two disagree: (program, oracle)."""
-    ours = run.counters() | flat_locks(run.locks())
+    ours = run.counters() | run.driver_counters() | flat_locks(run.locks())
     theirs = machine.counters() | dict(machine.counts.locks)
     gauges = {"intervals": machine.counts.intervals, "interval_bytes": machine.counts.interval_bytes}
     ours |= {name: int(run.w[world.INDEX[name]]) for name in gauges}

@@ -130,6 +130,10 @@ class Replay:
         """Every counter, those of exit included."""
         return {name: int(self.w[world.INDEX[name]]) for name in COUNTERS} | self.exit_counters
 
+    def driver_counters(self) -> dict[str, int]:
+        """What the driver itself counts and exports, under its names; exit left out."""
+        return {name: int(self.w[world.INDEX[name]]) for name in self.design.counters}
+
     def locks(self) -> dict[str, dict[str, int]]:
         """Acquisitions by role; mmap_lock by mode."""
         result = {}

@@ -14,7 +14,7 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
-from faultpath.engine.counters import COUNTERS, GAUGES
+from faultpath.engine.counters import COUNTERS, DRIVER_COUNTERS, GAUGES
 
 Words = NDArray[np.int64]
 
@@ -34,13 +34,13 @@ CAPACITY = 13  # words in all: where the heap must stop
 FREE = 16  # free lists, by class
 N_CLASSES = 72
 COUNTER = FREE + N_CLASSES
-LOCK = COUNTER + 32  # two words per lock role: acquired for reading, acquired for writing (or acquired)
+LOCK = COUNTER + 128  # two words per lock role: acquired for reading, acquired for writing (or acquired)
 N_LOCKS = 16
 SCRATCH = LOCK - 1  # tree nodes read that no counter wants
 ROWS_WORDS = 1 << 20  # above the heap: rows of a trace on their way in, no part of the state
 HEAP = LOCK + 2 * N_LOCKS + 8 & ~7
 
-INDEX: dict[str, int] = {name: COUNTER + i for i, name in enumerate([*COUNTERS, *GAUGES])}
+INDEX: dict[str, int] = {name: COUNTER + i for i, name in enumerate([*COUNTERS, *GAUGES, *DRIVER_COUNTERS])}
 assert len(INDEX) < LOCK - COUNTER
 
 # Statuses. Jitted code stores one and raises Stop; engine.errors words it.

@@ -14,6 +14,7 @@ from faultpath.kernel.primitives.heap import off_stack, on_stack
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_has_table
 from faultpath.protocol.language import NULL, protocol
+from faultpath.protocol.struct import HlistHead
 
 VMA_STEPS = INDEX["vma_steps"]
 
@@ -58,6 +59,7 @@ class Vma(IntervalNode):
     pgoff: int
     anon_vma: int
     linked: int  # when it was last linked, which its file's i_mmap and its anon_vma go by
+    tracked: HlistHead  # mmu_notifier_tracked.py's intervals
 
 
 @protocol
@@ -81,6 +83,39 @@ def vma_at(mm: Mm, addr: int) -> Vma:
     return NULL
 
 
+# --- who follows VMAs: nobody in Linux. What mmu_notifier_tracked.py puts here runs under mmap_lock for writing.
+
+
+@protocol
+def vma_gains(mm: Mm, vma: Vma, start: int, last: int, donor: Vma) -> None:
+    """A VMA is about to map ``[start, last]``, a part of which is another one's until then."""
+    return
+
+
+@protocol
+def vma_resized(mm: Mm, vma: Vma) -> None:
+    """A VMA has got other bounds."""
+    return
+
+
+@protocol
+def vma_detached(mm: Mm, vma: Vma) -> None:
+    """munmap() takes a VMA out and will tell (UNMAP) and zap."""
+    return
+
+
+@protocol
+def vmas_unmapped(mm: Mm) -> None:
+    """munmap() has told and zapped; mmap_lock may be held for reading by now."""
+    return
+
+
+@protocol
+def vma_dropped(mm: Mm, vma: Vma) -> None:
+    """A VMA goes."""
+    return
+
+
 @protocol
 def link_vma(mm: Mm, vma: Vma) -> None:
     """vma_link(): among the VMAs, and among its file's or its anon_vma's."""
@@ -100,6 +135,7 @@ def new_vma(mm: Mm, start: int, end: int, like: Vma) -> Vma:
     vma.file = like.file
     vma.pgoff = like.pgoff + ((start - like.start) >> PAGE_SHIFT)
     vma.anon_vma = like.anon_vma
+    vma_gains(mm, vma, start, end - 1, like)
     link_vma(mm, vma)
     return vma
 
@@ -112,11 +148,13 @@ def resize_vma(mm: Mm, vma: Vma, start: int, last: int) -> None:
     vma.start = start
     vma.last = last
     link_vma(mm, vma)
+    vma_resized(mm, vma)
 
 
 @protocol
 def drop_vma(mm: Mm, vma: Vma) -> None:
     """Unlink and free a VMA."""
+    vma_dropped(mm, vma)
     itree_remove(mm.vmas, vma)
     off_stack(vma)
 
@@ -126,6 +164,7 @@ def drop_vmas(mm: Mm, start: int, end: int) -> None:
     """Drop the VMAs of ``[start, end)``; what stuck out has been split off."""
     vma = next_vma(mm, start)
     while vma and vma.start < end:
+        vma_detached(mm, vma)
         drop_vma(mm, vma)
         vma = next_vma(mm, start)
 
@@ -232,6 +271,7 @@ def absorb(mm: Mm, vma: Vma, other: Vma) -> None:
     last = max(vma.last, other.last)
     if not vma.anon_vma:
         vma.anon_vma = other.anon_vma
+    vma_gains(mm, vma, start, last, other)
     drop_vma(mm, other)
     resize_vma(mm, vma, start, last)
 
@@ -285,6 +325,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
         left = next_vma(mm, start - 1)
         if left and left.start < start and goes_to(left, vma, prot, flags):
             split_huge_pmd_if_needed(mm, vma, end)
+            vma_gains(mm, left, left.start, end - 1, vma)
             resize_vma(mm, vma, end, vma.last)
             if not left.anon_vma:
                 left.anon_vma = vma.anon_vma
@@ -294,6 +335,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
         right = next_vma(mm, end)
         if right and right.start == end and goes_to(right, vma, prot, flags):
             split_huge_pmd_if_needed(mm, vma, start)
+            vma_gains(mm, right, start, right.last, vma)
             resize_vma(mm, vma, vma.start, start - 1)
             if not right.anon_vma:
                 right.anon_vma = vma.anon_vma
