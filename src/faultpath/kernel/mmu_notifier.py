@@ -106,7 +106,7 @@ class Mm(Struct):
     mappings: int  # how often a VMA has been linked
     forks: int  # while some child of an earlier fork lived
     children: int  # those that live, one bit each
-    folios: PageTable  # where folios of 2 MiB begin (mm/huge.py)
+    pages: int  # Pages: what else is known of them (mm/pages.py), if it is
     srcu: Srcu  # mm/mmu_notifier.c's own
     detached: HlistHead  # mmu_notifier_tracked.py's intervals of VMAs that a munmap() has taken out
 

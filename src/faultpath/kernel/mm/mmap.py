@@ -41,6 +41,12 @@ from faultpath.protocol.language import protocol
 
 
 @protocol
+def kind_of(flags: int) -> int:
+    """The flags that tell one kind of mapping from another. With hugetlb.py in place, MAP_HUGETLB is one."""
+    return flags & MAP_KIND
+
+
+@protocol
 def map_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgoff: int) -> Vma:
     """The new VMA of a mapping call (mmap_region(), do_brk_flags()).
 
@@ -49,7 +55,7 @@ def map_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgof
     further = 0
     if flags & MAP_STACK and mm.version >= LINUX_6_12:
         further = NOHUGEPAGE  # calc_vm_flag_bits(), Linux 6.7
-    flags = flags & MAP_KIND | further
+    flags = kind_of(flags) | further
     if prot & PROT_WRITE and not flags & (MAP_SHARED | MAP_NORESERVE):
         flags = flags | ACCOUNT
     if not file:

@@ -27,6 +27,7 @@ MAP_ANONYMOUS = 0x20
 MAP_GROWSDOWN = 0x0100
 MAP_NORESERVE = 0x4000
 MAP_STACK = 0x20000
+MAP_HUGETLB = 0x40000
 # Which MAP_* bits tell one kind of mapping from another; the rest is about how it was made.
 MAP_KIND = MAP_SHARED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE
 
@@ -186,6 +187,32 @@ def cut_vmas(mm: Mm, start: int, end: int) -> None:
         vma = next_vma(mm, start)
 
 
+# --- what hugetlb.py does otherwise
+
+
+@protocol
+def never_merges(vma: Vma) -> int:
+    """Whether a VMA is one of VM_SPECIAL."""
+    return 0
+
+
+@protocol
+def adjusted_start(vma: Vma, start: int, end: int) -> int:
+    """Where the event begins of what is done to a part of a VMA."""
+    return start
+
+
+@protocol
+def adjusted_end(vma: Vma, start: int, end: int) -> int:
+    """Where it ends."""
+    return end
+
+
+@protocol
+def hugetlb_split(mm: Mm, vma: Vma, addr: int) -> None:
+    """A boundary will be inside a VMA: nothing more."""
+
+
 # --- boundaries that move
 
 
@@ -210,6 +237,7 @@ def split_huge_pmd_if_needed(mm: Mm, vma: Vma, addr: int) -> None:
 def split_vma(mm: Mm, vma: Vma, addr: int) -> Vma:
     """__split_vma(): ``vma`` ends at ``addr`` from now on; the VMA that begins there."""
     split_huge_pmd_if_needed(mm, vma, addr)
+    hugetlb_split(mm, vma, addr)
     above = new_vma(mm, addr, vma.last + 1, vma)
     resize_vma(mm, vma, vma.start, addr - 1)
     return above
@@ -223,7 +251,7 @@ def alike(left: Vma, right: Vma) -> int:
     """is_mergeable_vma(), and the offsets: whether the second goes on where the first ends, anon_vmas aside."""
     if not left or not right or left.last + 1 != right.start:
         return 0
-    if left.prot != right.prot or left.flags != right.flags or left.file != right.file:
+    if left.prot != right.prot or left.flags != right.flags or left.file != right.file or never_merges(left):
         return 0
     return left.pgoff + ((right.start - left.start) >> PAGE_SHIFT) == right.pgoff
 
@@ -325,7 +353,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
 @protocol
 def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
     """Whether a part of a VMA, once it has other protection and flags, can be its neighbour's."""
-    if neighbour.prot != prot or neighbour.flags != flags or neighbour.file != vma.file:
+    if neighbour.prot != prot or neighbour.flags != flags or neighbour.file != vma.file or never_merges(vma):
         return 0
     if vma.pgoff - neighbour.pgoff != (vma.start - neighbour.start) >> PAGE_SHIFT:
         return 0
@@ -334,19 +362,28 @@ def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
 
 @protocol
 def anon_vma_prepare(mm: Mm, vma: Vma) -> None:
-    """__anon_vma_prepare(), find_mergeable_anon_vma(): before its first anonymous page, a neighbour's or a new one."""
+    """__anon_vma_prepare(): before its first anonymous page, a VMA is linked among those of an anon_vma."""
     if vma.anon_vma:
         return
+    vma.anon_vma = find_mergeable_anon_vma(mm, vma)
+    if not vma.anon_vma:
+        mm.anon_vmas += 1
+        vma.anon_vma = mm.anon_vmas
+    if not vma.file:
+        mm.mappings += 1
+        vma.linked = mm.mappings
+
+
+@protocol
+def find_mergeable_anon_vma(mm: Mm, vma: Vma) -> int:
+    """find_mergeable_anon_vma(): a neighbour's, or 0."""
     right = next_vma(mm, vma.last + 1)
     if anon_alike(vma, right) and right.anon_vma:
-        vma.anon_vma = right.anon_vma
-        return
+        return right.anon_vma
     left = next_vma(mm, vma.start - 1)
-    if left and left.start < vma.start and anon_alike(left, vma) and left.anon_vma:
-        vma.anon_vma = left.anon_vma
-        return
-    mm.anon_vmas += 1
-    vma.anon_vma = mm.anon_vmas
+    if left and left.start < vma.start and anon_alike(left, vma):
+        return left.anon_vma
+    return 0
 
 
 @protocol
