@@ -22,7 +22,7 @@ from live.programs import PAGE, PMD, PUD, alive, dense, hugetlb, programs, small
 from mutants.engine import mutated
 
 PROGRAMS = int(os.environ.get("LIVE_PROGRAMS", "2000"))
-ONCE_IN = 2000  # programs: more often somebody else must not have had hold of a page
+ONCE_IN = 2000  # programs: more often what is said must not be said only once
 FIRST = int(os.environ.get("LIVE_FIRST", "0"))  # seed
 RECORDED = Path(__file__).with_name("recorded.json")
 ANON, TLB = 0x22, 0x40022
@@ -342,7 +342,7 @@ def agree(running: Kernel, draw: Callable[[int], list[Call]], many: int) -> None
 
 @contextmanager
 def rarely_otherwise(many: int) -> Iterator[list[str]]:
-    """What the kernel said once, and not the next two times, is somebody else's doing: told of, and rare."""
+    """What the kernel said once, and not the next two times, is not explained: told of, and an error if not rare."""
     once: list[str] = []
     yield once
     assert len(once) <= 1 + many // ONCE_IN, once[0]
