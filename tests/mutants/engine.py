@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from faultpath import driver
 from faultpath.catalog import find, integers
 from faultpath.design import Design
 from faultpath.engine import native
@@ -121,7 +122,7 @@ def mutated(target: Source, edits: tuple[Edit, ...]) -> Source:
     text = "from __future__ import annotations\n" + "\n" * (first - 2) + text
     path = _folder() / f"{target.__module__.rpartition('.')[2]}.{target.__name__}.{abs(hash(edits)):x}.py"
     path.write_text(text)
-    scope: dict[str, Any] = dict(target.fn.__globals__)
+    scope: dict[str, Any] = {**vars(driver), **target.fn.__globals__}  # a bug may call what the right code does not
     exec(compile(text, str(path), "exec"), scope)
     fn = scope[target.fn.__name__]
     scope[target.fn.__name__] = target
