@@ -1,4 +1,4 @@
-"""hmm_range_fault: mm/hmm.c, Linux 6.1, for one page."""
+"""hmm_range_fault: mm/hmm.c, Linux 6.1, for one page and for many."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EBUSY, EFAULT, EPERM
 from faultpath.kernel.mm.fault import handle_mm_fault
 from faultpath.kernel.mm.raising import RAISES_ALL
-from faultpath.kernel.mm.vma import PROT_READ, PROT_WRITE, VMA_STEPS, Vma
+from faultpath.kernel.mm.vma import PMD_SIZE, PROT_READ, PROT_WRITE, VMA_STEPS, Vma
 from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNotifier, Mm
 from faultpath.kernel.primitives.itree import itree_first
-from faultpath.kernel.primitives.pagetable import DEVICE_BITS, VALID, WRITE, pt_get
+from faultpath.kernel.primitives.pagetable import DEVICE_BITS, PAGE_SIZE, VALID, WRITE, pt_get, pt_set
 from faultpath.protocol.language import protocol
+from faultpath.protocol.struct import PageTable
+
+
+@protocol
+def hmm_vma_handle_pte(mm: Mm, vma: Vma, addr: int, write: int) -> int:
+    """hmm_vma_handle_pte(), and what hmm_vma_fault() asks first.
+
+    :returns: the CPU PTE, 0 when a fault must be taken, or -EPERM to write where the VMA forbids it
+    """
+    pte = pt_get(mm.pt, addr)
+    if pte & VALID and (pte & WRITE or not write):
+        return pte & DEVICE_BITS
+    if write and not vma.prot & PROT_WRITE:
+        return -EPERM
+    return 0
 
 
 @protocol
@@ -23,11 +38,9 @@ def hmm_walk(mm: Mm, addr: int, write: int, steps: int) -> int:
     vma = Vma(itree_first(mm.vmas, addr, ULONG_MAX, steps))
     if not vma or addr < vma.start or not vma.prot & PROT_READ:
         return -EFAULT
-    pte = pt_get(mm.pt, addr)
-    if pte & VALID and (pte & WRITE or not write):
-        return pte & DEVICE_BITS
-    if write and not vma.prot & PROT_WRITE:
-        return -EPERM
+    pte = hmm_vma_handle_pte(mm, vma, addr, write)
+    if pte:
+        return pte
     if handle_mm_fault(mm, vma, addr, write, RAISES_ALL):
         return -EFAULT
     return -EBUSY
@@ -50,3 +63,53 @@ def hmm_range_fault(mm: Mm, sub: IntervalNotifier, seq: int, addr: int, write: i
         ret = hmm_walk(mm, addr, write, steps)
         steps = SCRATCH
     return ret
+
+
+@protocol
+def hmm_walk_pages(mm: Mm, addr: int, end: int, write: int, pfns: PageTable, steps: int) -> int:
+    """hmm_walk() over ``[addr, end)``. A page that lacks something is faulted with all that its VMA has after it.
+
+    That stops at the page table's end, too (hmm_vma_walk_pmd, hmm_vma_walk_hole).
+
+    :returns: ``end``, or from where to walk again when faults were taken (hmm_vma_walk.last), or -errno
+    """
+    while addr < end:
+        vma = Vma(itree_first(mm.vmas, addr, ULONG_MAX, steps))
+        if not vma or addr < vma.start or not vma.prot & PROT_READ:
+            return -EFAULT
+        stop = min(end, vma.last + 1)
+        while addr < stop:
+            pte = hmm_vma_handle_pte(mm, vma, addr, write)
+            if pte < 0:
+                return pte
+            if not pte:
+                last = addr
+                stop = min(stop, (addr & -PMD_SIZE) + PMD_SIZE)
+                while addr < stop:  # hmm_vma_fault()
+                    if handle_mm_fault(mm, vma, addr, write, RAISES_ALL):
+                        return -EFAULT
+                    addr += PAGE_SIZE
+                return last
+            pt_set(pfns, addr, pte)
+            addr += PAGE_SIZE
+        steps = SCRATCH
+    return end
+
+
+@protocol
+def hmm_range_fault_pages(
+    mm: Mm, sub: IntervalNotifier, seq: int, start: int, end: int, write: int, pfns: PageTable
+) -> int:
+    """hmm_range_fault() over ``[start, end)``, otherwise as above: 0 with every page's CPU PTE in ``pfns``, or -errno.
+
+    A walk begins again where the one before it stopped to take faults; what that one had found stays.
+    """
+    steps = VMA_STEPS
+    while start < end:
+        if sub.invalidate_seq != seq:  # mmu_interval_check_retry()
+            return -EBUSY
+        start = hmm_walk_pages(mm, start, end, write, pfns, steps)
+        if start < 0:
+            return start
+        steps = SCRATCH
+    return 0

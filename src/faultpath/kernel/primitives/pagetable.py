@@ -363,6 +363,19 @@ def pt_move(w: Words, pt: PageTable, old: int, new: int, size: int) -> int:
 
 
 @primitive
+def pt_copy(w: Words, pt: PageTable, source: PageTable, start: int, end: int) -> int:
+    """Write what another table has valid in ``[start, end)`` (one page-table job); the number of entries written."""
+    written = 0
+    while start < end:
+        entry = get(w, source, start)
+        if entry & VALID:
+            put(w, pt, start, entry)
+            written += 1
+        start += PAGE_SIZE
+    return written
+
+
+@primitive
 def pt_free(w: Words, pt: PageTable) -> int:
     """Free every table of the tree."""
     if w[pt]:
