@@ -61,6 +61,7 @@ WALK_STEPS = INDEX["walk_steps"]
 ULONG_MAX = (1 << 62) - 1  # words are signed here: this stands for ~0UL, with room to add a page
 
 MMU_NOTIFY_UNMAP = int(Event.UNMAP)
+MMU_NOTIFY_RELEASE = int(Event.RELEASE)
 
 
 class Subscriptions(Struct):

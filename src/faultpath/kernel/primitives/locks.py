@@ -111,6 +111,13 @@ def mutex_lock(w: Words, lock: Mutex, role: int) -> int:
     return acquire(w, lock, role, SLEEPS)
 
 
+@primitive(blocks=True, role=True)
+def mutex_lock_nested(w: Words, lock: Mutex, subclass: int, role: int) -> int:
+    """mutex_lock_nested(): to lockdep it is a class of its own, which may follow the lock's usual one."""
+    lock_wanted(w, lock, role + (subclass << 40), SLEEPS)
+    return acquire(w, lock, role + (subclass << 40), SLEEPS)
+
+
 @primitive(role=True)
 def mutex_trylock(w: Words, lock: Mutex, role: int) -> int:
     """Take the mutex if it is free: 1 if taken."""
