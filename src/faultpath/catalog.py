@@ -24,6 +24,7 @@ BUILT_IN = {
     "nouveau-v6-fixed": "faultpath.designs.nouveau_v6_fixed",
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
+    "amdkfd": "faultpath.designs.amdkfd",
     "full-va": "faultpath.designs.full_va",
 }
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
+from faultpath.designs import amdkfd, full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
+from oracles import amdkfd as kfd
 from oracles.address_space import AddressSpace
 from oracles.core import Counts, Driver, Machine, Row
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
@@ -41,6 +42,12 @@ for size, srcu in (
     name = f"odp-implicit:child={size >> 10}K,protection={'srcu' if srcu else 'refcount'}"
     CASES[name] = Case(odp_implicit.design, odp(size, bool(srcu)), [size, srcu])
 CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1 << 30, True), [1 << 30, 1])
+
+# Each page a range of its own, four, the default; and whole mappings.
+for xnack, granularity in ((1, 0), (1, 2), (1, 9), (0, 9)):
+    CASES[f"amdkfd:xnack={'on' if xnack else 'off'},granularity={granularity}"] = Case(
+        amdkfd.design, kfd.amdkfd(bool(xnack), granularity), [xnack, granularity]
+    )
 
 
 @dataclass

@@ -40,6 +40,12 @@ COUNTERS: dict[str, str] = {
 DRIVER_COUNTERS: dict[str, str] = {
     "page_faults": "pages mapped by faults, those of no effect included: `rdma statistic show mr`",
     "page_invalidations": "entries in the runs of MTTs that callbacks cleared: `rdma statistic show mr`",
+    "kfd_page_fault_start": "ranges that a retry fault had validated and mapped: KFD's SMI event PAGE_FAULT_START",
+    "kfd_page_fault_end": "those for which that is over, whatever came of it: SMI event PAGE_FAULT_END",
+    "kfd_queue_eviction": "times that all queues of the process were stopped: SMI event QUEUE_EVICTION",
+    "kfd_queue_restore": "times that they were started again, postponements aside: SMI event QUEUE_RESTORE",
+    "kfd_unmap_from_gpu": "pieces of ranges that callbacks unmapped: SMI event UNMAP_FROM_GPU",
+    "kfd_faults": "retry faults that reached the process's ranges: its `counters_*/faults` in sysfs",
 }
 
 GAUGES: dict[str, str] = {
