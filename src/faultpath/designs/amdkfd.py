@@ -298,10 +298,12 @@ def svm_range_remove_notifier(prange: SvmRange) -> None:
 @protocol
 def svm_range_split(prange: SvmRange, start: int, last: int) -> SvmRange:
     """svm_range_split() and svm_range_split_adjust(): the range keeps ``[start, last]``; what it loses, at one end."""
+    new_start = prange.start
+    new_last = start - 1
     if prange.start == start:
-        new = svm_range_new(prange.svms, last + 1, prange.last)
-    else:
-        new = svm_range_new(prange.svms, prange.start, start - 1)
+        new_start = last + 1
+        new_last = prange.last
+    new = svm_range_new(prange.svms, new_start, new_last)
     if prange.dma_pages:  # svm_range_split_array()
         new.dma_pages = (new.last + 1 - new.start) >> PAGE_SHIFT
         kvcalloc(8 * new.dma_pages)
@@ -322,14 +324,16 @@ def svm_range_add_child(prange: SvmRange, pchild: SvmRange, op: int) -> None:
 
 
 @protocol
-def next_child(prange: SvmRange, pchild: SvmRange) -> SvmRange:
-    """list_for_each_entry() over ``child_list``: the first with NULL, NULL after the last."""
-    if pchild:
-        node = list_next(pchild.child_list, prange.child_list)
+def next_piece(prange: SvmRange, piece: SvmRange) -> SvmRange:
+    """list_for_each_entry() over ``child_list``, and the range itself last; NULL begins and ends it."""
+    if piece == prange:
+        return NULL
+    if piece:
+        node = list_next(piece.child_list, prange.child_list)
     else:
         node = list_first(prange.child_list)
     if not node:
-        return NULL
+        return prange
     return container_of(SvmRange, "child_list", node)
 
 
@@ -412,15 +416,15 @@ def svm_range_unmap_from_cpu(mm: Mm, prange: SvmRange, start: int, last: int) ->
     op = SVM_OP_UPDATE_RANGE_NOTIFIER
     if start <= prange.start and last >= prange.last:
         op = SVM_OP_UNMAP_RANGE
-    pchild = next_child(prange, NULL)
-    while pchild:
-        mutex_lock_nested(pchild.lock, 1)
-        svm_range_unmap_part(pchild, start, last)
-        svm_range_unmap_split(prange, pchild, start, last)
-        mutex_unlock(pchild.lock)
-        pchild = next_child(prange, pchild)
-    svm_range_unmap_part(prange, start, last)
-    svm_range_unmap_split(prange, prange, start, last)
+    piece = next_piece(prange, NULL)
+    while piece:
+        if piece != prange:
+            mutex_lock_nested(piece.lock, 1)
+        svm_range_unmap_part(piece, start, last)
+        svm_range_unmap_split(prange, piece, start, last)
+        if piece != prange:
+            mutex_unlock(piece.lock)
+        piece = next_piece(prange, piece)
     svm_range_add_list_work(svms, prange, mm, op)
     schedule_deferred_list_work(svms)
     kfd_unref_process(svms)
@@ -431,15 +435,15 @@ def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
     """svm_range_evict() with xnack off: say what is invalid, and stop the queues if that is the first to be."""
     svms = prange.svms
     mapped = prange.mapped_to_gpu
-    pchild = next_child(prange, NULL)
-    while pchild:
+    pchild = next_piece(prange, NULL)
+    while pchild != prange:
         if pchild.mapped_to_gpu:
             mapped = 1
             mutex_lock_nested(pchild.lock, 1)
             if pchild.start <= last and pchild.last >= start:
                 atomic_inc(pchild.invalid)
             mutex_unlock(pchild.lock)
-        pchild = next_child(prange, pchild)
+        pchild = next_piece(prange, pchild)
     if not mapped:
         return
     if prange.start <= last and prange.last >= start:
@@ -453,13 +457,14 @@ def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
 @protocol
 def svm_range_evict(prange: SvmRange, start: int, last: int) -> None:
     """svm_range_evict() with xnack on: the GPU loses the pages and will fault for them."""
-    pchild = next_child(prange, NULL)
-    while pchild:
-        mutex_lock_nested(pchild.lock, 1)
-        svm_range_unmap_part(pchild, start, last)
-        mutex_unlock(pchild.lock)
-        pchild = next_child(prange, pchild)
-    svm_range_unmap_part(prange, start, last)
+    piece = next_piece(prange, NULL)
+    while piece:
+        if piece != prange:
+            mutex_lock_nested(piece.lock, 1)
+        svm_range_unmap_part(piece, start, last)
+        if piece != prange:
+            mutex_unlock(piece.lock)
+        piece = next_piece(prange, piece)
 
 
 @protocol
@@ -541,13 +546,16 @@ def svm_range_handle_deferred(svms: KfdProcess, prange: SvmRange, mm: Mm) -> Non
     spin_unlock(svms.deferred_list_lock)
     mutex_lock(svms.lock)
     mutex_lock(prange.migrate_mutex)
-    pchild = next_child(prange, NULL)
-    while pchild:
-        list_del_init(pchild.child_list)
-        svm_range_handle_list_op(pchild, mm)
-        pchild = next_child(prange, NULL)
-    mutex_unlock(prange.migrate_mutex)
-    svm_range_handle_list_op(prange, mm)
+    piece = next_piece(prange, NULL)
+    while piece:
+        following = SvmRange(NULL)
+        if piece == prange:
+            mutex_unlock(prange.migrate_mutex)
+        else:
+            list_del_init(piece.child_list)
+            following = next_piece(prange, NULL)
+        svm_range_handle_list_op(piece, mm)
+        piece = following
     mutex_unlock(svms.lock)
 
 
@@ -584,13 +592,11 @@ def svm_range_from_addr(svms: KfdProcess, addr: int) -> SvmRange:
     if not it_node:
         return NULL
     prange = ItNode(it_node).prange
-    if addr >= prange.start and addr <= prange.last:
-        return prange
-    pchild = next_child(prange, NULL)
-    while pchild:
-        if addr >= pchild.start and addr <= pchild.last:
-            return pchild
-        pchild = next_child(prange, pchild)
+    piece = next_piece(prange, NULL)
+    while piece:
+        if addr >= piece.start and addr <= piece.last:
+            return piece
+        piece = next_piece(prange, piece)
     return NULL
 
 
@@ -676,7 +682,7 @@ def svm_range_validate_and_map(mm: Mm, prange: SvmRange) -> int:
     return ret
 
 
-# --- faults, with xnack on
+# --- faults
 
 
 @protocol
@@ -694,8 +700,8 @@ def svm_range_skip_recover(prange: SvmRange) -> int:
 
 
 @protocol
-def svm_range_recover(mm: Mm, prange: SvmRange, addr: int, write: int) -> int:
-    """svm_range_restore_pages(), its part under ``migrate_mutex``. A fault that comes too late is a success."""
+def svm_range_check_fault(mm: Mm, prange: SvmRange, addr: int, write: int) -> int:
+    """svm_range_restore_pages() under ``migrate_mutex``: 1 to go on; a fault that comes too late is a success, 0."""
     if svm_range_skip_recover(prange):
         return 0
     vma = find_vma(mm, addr)
@@ -704,40 +710,68 @@ def svm_range_recover(mm: Mm, prange: SvmRange, addr: int, write: int) -> int:
     if not vma.prot & PROT_READ or (write and not vma.prot & PROT_WRITE):  # svm_fault_allowed()
         return -EPERM
     count("kfd_page_fault_start")
-    ret = svm_range_validate_and_map(mm, prange)
-    count("kfd_page_fault_end")
-    return ret
+    return 1
 
 
 @protocol
-def svm_range_restore_pages(p: KfdProcess, addr: int, write: int) -> int:
-    """svm_range_restore_pages(): mmap_lock for reading, or, where there is no range yet, for writing at first."""
-    if atomic_read(p.drain_pagefaults):
-        return 0
-    mm = p.mm
-    if not mmget_not_zero(mm):
-        return 0
+def svm_range_of_fault(svms: KfdProcess, mm: Mm, addr: int) -> SvmRange:
+    """svm_range_restore_pages() so far: ``lock`` and mmap_lock are held; to make a range, that for writing at first."""
     down_read(mm.mmap_lock)
-    mutex_lock(p.lock)
-    prange = svm_range_from_addr(p, addr)
+    mutex_lock(svms.lock)
+    prange = svm_range_from_addr(svms, addr)
     if not prange:
-        mutex_unlock(p.lock)
+        mutex_unlock(svms.lock)
         up_read(mm.mmap_lock)
         down_write(mm.mmap_lock)
-        mutex_lock(p.lock)
-        prange = svm_range_from_addr(p, addr)
+        mutex_lock(svms.lock)
+        prange = svm_range_from_addr(svms, addr)
         if not prange:
-            prange = svm_range_create_unregistered_range(p, mm, addr)
+            prange = svm_range_create_unregistered_range(svms, mm, addr)
         downgrade_write(mm.mmap_lock)
+    return prange
+
+
+@protocol
+def svm_range_set_attr(svms: KfdProcess, mm: Mm, addr: int) -> SvmRange:
+    """svm_range_set_attr(), up to its mapping: the application registers what is around an address, if it has not."""
+    flush_work(svms.deferred_list_work)  # svm_range_list_lock_and_flush_work()
+    down_write(mm.mmap_lock)
+    while not list_empty(svms.deferred_range_list):
+        up_write(mm.mmap_lock)
+        flush_work(svms.deferred_list_work)
+        down_write(mm.mmap_lock)
+    mutex_lock(svms.lock)
+    prange = SvmRange(NULL)
+    if not svm_range_from_addr(svms, addr):
+        prange = svm_range_create_unregistered_range(svms, mm, addr)
+    downgrade_write(mm.mmap_lock)
+    return prange
+
+
+@protocol
+def svm_range_restore_pages(svms: KfdProcess, mm: Mm, addr: int, write: int) -> int:
+    """svm_range_restore_pages(), and with xnack off svm_range_set_attr(), which has a range mapped in the same way."""
+    xnack = svms.xnack_enabled
+    if xnack:
+        if atomic_read(svms.drain_pagefaults):
+            return 0
+        prange = svm_range_of_fault(svms, mm, addr)
+        count("kfd_faults")
+    else:
+        prange = svm_range_set_attr(svms, mm, addr)
     ret = -EFAULT
     if prange:
         mutex_lock(prange.migrate_mutex)
-        ret = svm_range_recover(mm, prange, addr, write)
+        ret = 1
+        if xnack:
+            ret = svm_range_check_fault(mm, prange, addr, write)
+        if ret > 0:
+            ret = svm_range_validate_and_map(mm, prange)
+            if xnack:
+                count("kfd_page_fault_end")
         mutex_unlock(prange.migrate_mutex)
-    mutex_unlock(p.lock)
+    mutex_unlock(svms.lock)
     up_read(mm.mmap_lock)
-    count("kfd_faults")
-    mmput(mm)
     return ret
 
 
@@ -745,8 +779,8 @@ def svm_range_restore_pages(p: KfdProcess, addr: int, write: int) -> int:
 def amdgpu_vm_handle_fault(kfd: Kfd, p: KfdProcess, addr: int, write: int) -> int:
     """amdgpu_vm_handle_fault(): after -EAGAIN, a success in C, the hardware raises the fault again."""
     while not timed_out():
-        kfd.ih_busy = 1
-        ret = svm_range_restore_pages(p, addr, write)
+        kfd.ih_busy = p.xnack_enabled
+        ret = svm_range_restore_pages(p, p.mm, addr, write)
         kfd.ih_busy = 0
         wake_up(kfd.ih_wait)
         if ret != -EAGAIN:
@@ -755,38 +789,7 @@ def amdgpu_vm_handle_fault(kfd: Kfd, p: KfdProcess, addr: int, write: int) -> in
     return -EAGAIN
 
 
-# --- registration and restore, with xnack off
-
-
-@protocol
-def svm_range_set_attr(kfd: Kfd, svms: KfdProcess, addr: int, write: int) -> int:
-    """svm_range_set_attr(), by the application, of what around an address it has not registered yet."""
-    entry = pt_get(kfd.pt, addr)
-    if entry & VALID and (entry & WRITE or not write):
-        return 0
-    mm = svms.mm
-    if not mmget_not_zero(mm):
-        return -EFAULT
-    flush_work(svms.deferred_list_work)  # svm_range_list_lock_and_flush_work()
-    down_write(mm.mmap_lock)
-    while not list_empty(svms.deferred_range_list):
-        up_write(mm.mmap_lock)
-        flush_work(svms.deferred_list_work)
-        down_write(mm.mmap_lock)
-    mutex_lock(svms.lock)
-    ret = -EFAULT
-    prange = SvmRange(NULL)
-    if not svm_range_from_addr(svms, addr):
-        prange = svm_range_create_unregistered_range(svms, mm, addr)
-    downgrade_write(mm.mmap_lock)
-    if prange:
-        mutex_lock(prange.migrate_mutex)
-        ret = svm_range_validate_and_map(mm, prange)
-        mutex_unlock(prange.migrate_mutex)
-    mutex_unlock(svms.lock)
-    up_read(mm.mmap_lock)
-    mmput(mm)
-    return ret
+# --- restore, with xnack off
 
 
 @protocol
@@ -828,18 +831,21 @@ def svm_range_restore_work(svms: KfdProcess) -> None:
     up_write(mm.mmap_lock)
     if ret == -EAGAIN:
         queue_work(svms.restore_work, svm_range_restore_work, svms)
-    mmput(mm)
+    mmput_async(mm)  # mmput(), and the worker is here
 
 
 @protocol
 def access_without_xnack(kfd: Kfd, p: KfdProcess, addr: int, write: int) -> int:
-    """The GPU accesses what it does not map: its queues stand still, or nobody has registered that."""
+    """What the hardware did not find: 0 if it does once the queues run, -EBUSY if they do not, 1 if it has no such."""
     if atomic_read(kfd.evicted):
         queue_work(p.restore_work, svm_range_restore_work, p)
         flush_work(p.restore_work)
     if atomic_read(kfd.evicted):
         return -EBUSY
-    return svm_range_set_attr(kfd, p, addr, write)
+    entry = pt_get(kfd.pt, addr)
+    if entry & VALID and (entry & WRITE or not write):
+        return 0
+    return 1
 
 
 # --- the device
@@ -847,14 +853,18 @@ def access_without_xnack(kfd: Kfd, p: KfdProcess, addr: int, write: int) -> int:
 
 @protocol
 def gpu_fault(kfd: Kfd, addr: int, write: int) -> int:
-    """A retry fault, for whose PASID the process is looked up."""
+    """A retry fault, for whose PASID the process is looked up; with xnack off an access that found nothing."""
     p = kfd_lookup_process(kfd)
     if not p:
         return 0
-    if p.xnack_enabled:
-        ret = amdgpu_vm_handle_fault(kfd, p, addr, write)
-    else:
+    ret = 1
+    if not p.xnack_enabled:
         ret = access_without_xnack(kfd, p, addr, write)
+    if ret > 0:
+        ret = 0
+        if mmget_not_zero(p.mm):
+            ret = amdgpu_vm_handle_fault(kfd, p, addr, write)
+            mmput(p.mm)
     kfd_unref_process(p)
     return ret
 
