@@ -25,6 +25,7 @@ BUILT_IN = {
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "amdkfd": "faultpath.designs.amdkfd",
+    "amdkfd-fixed": "faultpath.designs.amdkfd_fixed",
     "full-va": "faultpath.designs.full_va",
 }
 

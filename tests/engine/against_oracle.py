@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import amdkfd, full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
-from oracles import amdkfd as kfd
+from faultpath.designs import amdkfd, amdkfd_fixed, full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
 from oracles.address_space import AddressSpace
+from oracles.amdkfd import amdkfd as amdkfd_oracle
 from oracles.core import Counts, Driver, Machine, Row
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
 from oracles.running import Run, differences, table
@@ -45,9 +45,11 @@ CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1
 
 # Each page a range of its own, four, the default; and whole mappings.
 for xnack, granularity in ((1, 0), (1, 2), (1, 9), (0, 9)):
-    CASES[f"amdkfd:xnack={'on' if xnack else 'off'},granularity={granularity}"] = Case(
-        amdkfd.design, kfd.amdkfd(bool(xnack), granularity), [xnack, granularity]
-    )
+    name = f"xnack={'on' if xnack else 'off'},granularity={granularity}"
+    for kfd in (amdkfd, amdkfd_fixed):
+        CASES[f"{kfd.design.name}:{name}"] = Case(
+            kfd.design, amdkfd_oracle(bool(xnack), granularity, kfd is amdkfd_fixed), [xnack, granularity]
+        )
 
 
 @dataclass

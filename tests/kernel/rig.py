@@ -333,7 +333,7 @@ def mutex_lock(rig: Rig) -> None:
 
 @protocol
 def mutex_lock_nested(rig: Rig) -> None:
-    locks.mutex_lock_nested(rig.mutex, 1)
+    locks.mutex_lock_nested(rig.mutex)
 
 
 @protocol

@@ -35,11 +35,14 @@ class Piece:
         return (self.end - self.start) // PAGE * 8 if self.array else 0
 
 
-def amdkfd(xnack: bool, granularity: int = 9) -> Callable[[AddressSpace, Counts], Driver]:
-    return lambda space, counts: Amdkfd(space, counts, xnack, PAGE << granularity if xnack else GIB)
+def amdkfd(xnack: bool, granularity: int, fixed: bool) -> Callable[[AddressSpace, Counts], Driver]:
+    design = AmdkfdFixed if fixed else Amdkfd
+    return lambda space, counts: design(space, counts, xnack, PAGE << granularity if xnack else GIB)
 
 
 class Amdkfd(Driver):
+    FIXED = False
+
     def __init__(self, space: AddressSpace, counts: Counts, xnack: bool, window: int) -> None:
         super().__init__(space, counts)
         self.xnack = xnack
@@ -118,13 +121,17 @@ class Amdkfd(Driver):
         if event == Event.UNMAP:
             if not self.exiting:
                 self.unmap(piece, start, end)
-        elif self.xnack:
-            for one in [*piece.cut_off, piece]:
-                if one is not piece:
-                    self.lock("driver")
-                self.clear(one, start, end)
         else:
+            self.evict(piece, start, end)
+
+    def evict(self, piece: Piece, start: int, end: int) -> None:
+        if not self.xnack:
             self.stop(piece, start, end)
+            return
+        for one in [*piece.cut_off, piece]:
+            if one is not piece:
+                self.lock("driver")
+            self.clear(one, start, end)
 
     def clear(self, piece: Piece, start: int, end: int) -> None:
         start, end = max(start, piece.start), min(end, piece.end)
@@ -188,19 +195,25 @@ class Amdkfd(Driver):
             self.lock("driver_parent")
             self.lock("driver_parent")
             piece.queued = False
-            for one in piece.cut_off:
-                if one.gone:
-                    self.forget(one)
-                else:
-                    self.pieces.append(one)
-                    self.register(one)
+            self.finish(piece)
             piece.cut_off = []
-            if piece.gone:
-                self.forget(piece)
-            elif (piece.start, piece.end - 1) != (piece.core.start, piece.core.last):
-                self.take_out(piece)
-                self.register(piece)
             self.lock("spinlock")
+
+    def finish(self, piece: Piece) -> None:
+        for one in piece.cut_off:
+            if one.gone:
+                self.forget(one)
+            else:
+                self.pieces.append(one)
+                self.register(one)
+        if piece.gone:
+            self.forget(piece)
+        elif (piece.start, piece.end - 1) != (piece.core.start, piece.core.last):
+            self.move(piece)
+
+    def move(self, piece: Piece) -> None:
+        self.take_out(piece)
+        self.register(piece)
 
     # --- mapping
 
@@ -286,8 +299,8 @@ class Amdkfd(Driver):
             self.counts.n["device_commands"] += 1
             for page in range(start, end, PAGE):
                 self.ptes[page] = self.space.pages[page].writable
+            piece.mapped = piece.mapped or end == piece.end or self.FIXED
             start = end
-        piece.mapped = True
         return 0
 
     def fault(self, page: int, write: bool) -> int:
@@ -378,3 +391,36 @@ class Amdkfd(Driver):
     def close(self) -> None:
         for piece in list(self.pieces):
             self.forget(piece)
+
+
+class AmdkfdFixed(Amdkfd):
+    """A new interval before the old one goes; what is cut off is evicted, and as invalid as the rest."""
+
+    FIXED = True
+
+    def cut(self, piece: Piece, start: int, end: int) -> Piece:
+        other = super().cut(piece, start, end)
+        other.invalid = piece.invalid
+        return other
+
+    def finish(self, piece: Piece) -> None:
+        while piece.cut_off:
+            one = piece.cut_off[0]
+            self.lock("driver")
+            if not one.gone:
+                self.evict(piece, one.start, one.end)
+            piece.cut_off.remove(one)
+            if one.gone:
+                self.forget(one)
+            else:
+                self.pieces.append(one)
+                self.register(one)
+        super().finish(piece)
+
+    def move(self, piece: Piece) -> None:
+        old = piece.core
+        self.own.remove(piece.own)
+        self.register(piece)
+        self.lock("subscriptions")
+        self.tree.remove(old)
+        self.removed()

@@ -115,6 +115,7 @@ SVM_OP_ADD_RANGE = 4
 class Kfd(Device):
     """``struct kfd_dev``, one per GPU; kfd_processes_table with its one entry; what of that process is on the GPU."""
 
+    processes_mutex: ParentMutex
     processes_srcu: Srcu
     process: int  # the KfdProcess, or NULL once its mm has gone
     opened: int  # the KfdProcess, for who has the file open
@@ -296,8 +297,14 @@ def svm_range_remove_notifier(prange: SvmRange) -> None:
 
 
 @protocol
+def svm_range_split_adjust(new: SvmRange, old: SvmRange) -> None:
+    """svm_range_split_adjust(): what the new range takes over; that pages of it are invalid is not among it."""
+    new.mapped_to_gpu = old.mapped_to_gpu
+
+
+@protocol
 def svm_range_split(prange: SvmRange, start: int, last: int) -> SvmRange:
-    """svm_range_split() and svm_range_split_adjust(): the range keeps ``[start, last]``; what it loses, at one end."""
+    """svm_range_split(): the range keeps ``[start, last]``; what it loses, at one end."""
     new_start = prange.start
     new_last = start - 1
     if prange.start == start:
@@ -312,7 +319,7 @@ def svm_range_split(prange: SvmRange, start: int, last: int) -> SvmRange:
         prange.dma_pages -= new.dma_pages
     prange.start = start
     prange.last = last
-    new.mapped_to_gpu = prange.mapped_to_gpu
+    svm_range_split_adjust(new, prange)
     return new
 
 
@@ -419,7 +426,7 @@ def svm_range_unmap_from_cpu(mm: Mm, prange: SvmRange, start: int, last: int) ->
     piece = next_piece(prange, NULL)
     while piece:
         if piece != prange:
-            mutex_lock_nested(piece.lock, 1)
+            mutex_lock_nested(piece.lock)
         svm_range_unmap_part(piece, start, last)
         svm_range_unmap_split(prange, piece, start, last)
         if piece != prange:
@@ -439,7 +446,7 @@ def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
     while pchild != prange:
         if pchild.mapped_to_gpu:
             mapped = 1
-            mutex_lock_nested(pchild.lock, 1)
+            mutex_lock_nested(pchild.lock)
             if pchild.start <= last and pchild.last >= start:
                 atomic_inc(pchild.invalid)
             mutex_unlock(pchild.lock)
@@ -460,7 +467,7 @@ def svm_range_evict(prange: SvmRange, start: int, last: int) -> None:
     piece = next_piece(prange, NULL)
     while piece:
         if piece != prange:
-            mutex_lock_nested(piece.lock, 1)
+            mutex_lock_nested(piece.lock)
         svm_range_unmap_part(piece, start, last)
         if piece != prange:
             mutex_unlock(piece.lock)
@@ -468,10 +475,8 @@ def svm_range_evict(prange: SvmRange, start: int, last: int) -> None:
 
 
 @protocol
-def svm_range_cpu_invalidate_pagetables(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
-    """svm_range_cpu_invalidate_pagetables(): clipped to the interval. Whether it may sleep, it does not ask."""
-    if range.event == MMU_NOTIFY_RELEASE:
-        return 1
+def svm_range_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
+    """svm_range_cpu_invalidate_pagetables(), clipped to the interval."""
     prange = RangeNotifier(mni).prange
     start = max(mni.start, range.start)
     last = min(mni.last, range.end - 1)
@@ -485,6 +490,14 @@ def svm_range_cpu_invalidate_pagetables(mni: IntervalNotifier, range: Range, cur
         svm_range_evict_queues(prange, start, last)
     mutex_unlock(prange.lock)
     return 1
+
+
+@protocol
+def svm_range_cpu_invalidate_pagetables(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
+    """svm_range_cpu_invalidate_pagetables(): whether it may sleep, it does not ask."""
+    if range.event == MMU_NOTIFY_RELEASE:
+        return 1
+    return svm_range_invalidate(mni, range, cur_seq)
 
 
 @protocol
@@ -539,12 +552,14 @@ def svm_range_handle_list_op(prange: SvmRange, mm: Mm) -> None:
 
 
 @protocol
-def svm_range_handle_deferred(svms: KfdProcess, prange: SvmRange, mm: Mm) -> None:
-    """The body of svm_range_deferred_list_work()'s loop, under mmap_lock for writing: the children, then the range."""
-    spin_lock(svms.deferred_list_lock)
-    list_del_init(prange.deferred_list)
-    spin_unlock(svms.deferred_list_lock)
-    mutex_lock(svms.lock)
+def svm_range_take_child(prange: SvmRange, pchild: SvmRange) -> None:
+    """svm_range_deferred_list_work(): off the list, without ``lock``, under which the callback goes over it."""
+    list_del_init(pchild.child_list)
+
+
+@protocol
+def svm_range_handle_deferred(prange: SvmRange, mm: Mm) -> None:
+    """svm_range_deferred_list_work(): the children, then the range."""
     mutex_lock(prange.migrate_mutex)
     piece = next_piece(prange, NULL)
     while piece:
@@ -552,11 +567,10 @@ def svm_range_handle_deferred(svms: KfdProcess, prange: SvmRange, mm: Mm) -> Non
         if piece == prange:
             mutex_unlock(prange.migrate_mutex)
         else:
-            list_del_init(piece.child_list)
+            svm_range_take_child(prange, piece)
             following = next_piece(prange, NULL)
         svm_range_handle_list_op(piece, mm)
         piece = following
-    mutex_unlock(svms.lock)
 
 
 @protocol
@@ -573,7 +587,12 @@ def svm_range_deferred_list_work(svms: KfdProcess) -> None:
             up_write(mm.mmap_lock)
             svm_range_drain_retry_fault(svms)
             down_write(mm.mmap_lock)
-        svm_range_handle_deferred(svms, prange, mm)
+        spin_lock(svms.deferred_list_lock)
+        list_del_init(prange.deferred_list)
+        spin_unlock(svms.deferred_list_lock)
+        mutex_lock(svms.lock)
+        svm_range_handle_deferred(prange, mm)
+        mutex_unlock(svms.lock)
         up_write(mm.mmap_lock)
         mmput_async(mm)
         spin_lock(svms.deferred_list_lock)
@@ -641,6 +660,13 @@ def amdgpu_hmm_range_get_pages(
 
 
 @protocol
+def svm_range_map_to_gpus(prange: SvmRange, hmm_range: HmmRange, addr: int, end: int) -> None:
+    """svm_range_map_to_gpus()."""
+    count("device_commands")
+    pt_copy(prange.svms.kfd.pt, hmm_range.pfns, addr, end)
+
+
+@protocol
 def svm_range_map_vma(mm: Mm, prange: SvmRange, hmm_range: HmmRange, addr: int, end: int, write: int) -> int:
     """What svm_range_validate_and_map() does for the part of a range that lies in one VMA."""
     ret = amdgpu_hmm_range_get_pages(mm, prange.notifier, hmm_range, addr, end, write)
@@ -653,8 +679,7 @@ def svm_range_map_vma(mm: Mm, prange: SvmRange, hmm_range: HmmRange, addr: int, 
     if mmu_interval_read_retry(prange.notifier, hmm_range.seq) or not list_empty(prange.child_list):
         ret = -EAGAIN
     else:
-        count("device_commands")
-        pt_copy(prange.svms.kfd.pt, hmm_range.pfns, addr, end)
+        svm_range_map_to_gpus(prange, hmm_range, addr, end)
     mutex_unlock(prange.lock)
     return ret
 
@@ -878,12 +903,23 @@ def gpu_walk(kfd: Kfd, addr: int) -> int:
 
 
 @protocol
+def kfd_process_notifier_release_internal(p: KfdProcess) -> None:
+    """kfd_process_notifier_release_internal(): mmu_notifier_put(). The queues run on until the last reference goes."""
+    kfd_unref_process(p)  # after a grace period, for which kfd_process_wq_release() waits
+
+
+@protocol
 def kfd_process_notifier_release(mn: Notifier, mm: Mm) -> int:
-    """kfd_process_notifier_release(): out of the table. The queues run on until the last reference goes."""
+    """kfd_process_notifier_release(): out of the table, once."""
     p = KfdNotifier(mn).process
-    p.kfd.process = NULL
-    synchronize_srcu(p.kfd.processes_srcu)
-    kfd_unref_process(p)  # mmu_notifier_put(), whose grace period kfd_process_wq_release() waits for
+    kfd = p.kfd
+    mutex_lock(kfd.processes_mutex)
+    found = kfd.process
+    kfd.process = NULL
+    mutex_unlock(kfd.processes_mutex)
+    if found:
+        synchronize_srcu(kfd.processes_srcu)
+        kfd_process_notifier_release_internal(p)
     return 0
 
 

@@ -16,6 +16,7 @@ from faultpath.kernel.primitives.debug import (
     lock_taken,
     lock_tried,
     lock_wanted,
+    might_sleep,
     set_count,
     set_lock,
 )
@@ -112,10 +113,11 @@ def mutex_lock(w: Words, lock: Mutex, role: int) -> int:
 
 
 @primitive(blocks=True, role=True)
-def mutex_lock_nested(w: Words, lock: Mutex, subclass: int, role: int) -> int:
-    """mutex_lock_nested(): to lockdep it is a class of its own, which may follow the lock's usual one."""
-    lock_wanted(w, lock, role + (subclass << 40), SLEEPS)
-    return acquire(w, lock, role + (subclass << 40), SLEEPS)
+def mutex_lock_nested(w: Words, lock: Mutex, role: int) -> int:
+    """mutex_lock_nested(): the caller vouches for the order; lockdep learns nothing from it."""
+    might_sleep(w)
+    lock_tried(w, lock)
+    return acquire(w, lock, role, SLEEPS)
 
 
 @primitive(role=True)
