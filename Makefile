@@ -1,6 +1,7 @@
 # make demo    the bundled recordings through the built-in designs
 # make test    lint, types, tests
 # make oracle  a hundred thousand random programs of memory calls, by the model and by the running kernel
+# make answer  docs/answer.md and docs/designs anew: every command that they show, run again (a quarter of an hour)
 # make bench   measurements against other ways of doing the same
 # make setup   what both need: .venv, and perf and a C compiler for the tests that record
 # PYTHON=...   the Python to make .venv with (3.11 or later)
@@ -10,7 +11,7 @@ export PYTHON
 BIN := .venv/bin
 BENCHMARKS := $(wildcard benchmarks/*.py) $(patsubst benchmarks/%/__main__.py,-mbenchmarks.%,$(wildcard benchmarks/*/__main__.py))
 
-.PHONY: demo test oracle bench setup system clean
+.PHONY: demo test oracle answer bench setup system clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.complete
@@ -21,6 +22,9 @@ test: .venv/.complete system
 
 oracle: .venv/.complete system
 	LIVE_PROGRAMS=100000 $(BIN)/python -m pytest -q tests/live
+
+answer: .venv/.complete
+	$(BIN)/python tools/answer.py
 
 bench: .venv/.complete
 	$(foreach it,$(BENCHMARKS),$(BIN)/python $(it) &&) true

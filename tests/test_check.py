@@ -330,8 +330,8 @@ def test_what_cannot_happen_with_a_driver_is_not_tried() -> None:
 def test_small_worlds_have_small_parameters_and_say_so() -> None:
     design, values = catalog.find("odp-implicit", small=True)
     assert values["child"] == 16384
-    assert module.label("odp-implicit", design, values) == "odp-implicit:child=16K"
-    assert module.label("odp-implicit:child=1G", *catalog.find("odp-implicit:child=1G", small=True)) == "odp-implicit"
+    assert catalog.label("odp-implicit", design, values) == "odp-implicit:child=16K"
+    assert catalog.label("odp-implicit:child=1G", *catalog.find("odp-implicit:child=1G", small=True)) == "odp-implicit"
 
 
 def results(*designs: str) -> list[dict[str, Any]]:
@@ -356,6 +356,9 @@ def test_the_matrix_fits_the_terminal(width: int, designs: int) -> None:
 def test_the_matrix_has_designs_down_when_that_fits() -> None:
     done = run("full-va", "nouveau-v6", "-s", "fault-vs-fork", "-s", "oom-vs-munmap", "--all")
     assert done.returncode == 0 or "violated" in done.stdout
+    summary = done.stdout.rpartition("\n\n")[2].splitlines()
+    assert summary[0].split()[0] == "holds"
+    assert {name: int(count) for name, count in (row.split()[:2] for row in summary[2:])}["full-va"] == 2
     head, _, *rows = done.stdout.partition("\n\n")[2].splitlines()
     assert head.split() == ["fault-vs-fork", "oom-vs-munmap"]
     assert rows[0].split()[0] == "nouveau-v6"

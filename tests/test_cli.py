@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import signal
@@ -232,3 +233,40 @@ def _interrupt(started: subprocess.Popen[bytes], sign: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
+
+
+def test_one_number_of_traces_and_designs_at_a_glance() -> None:
+    wanted = ["-c", "callbacks_empty/callbacks", "-c", "page_faults", "-c", "locks", "-c", "mmap_lock/device_accesses"]
+    named = ["-d", "odp-implicit", "-d", "odp-implicit:child=2M", "-d", "full-va"]
+    done = run("compare", RECORDING, *named, *wanted)
+    document = json.loads(run("compare", RECORDING, *named, "--json").stdout)
+    results = {r["label"]: r for r in document["traces"][0]["results"]}
+    parts = done.stdout.split("\n\n")
+    tables = {
+        title: [line.split() for line in table.splitlines()]
+        for title, table in zip(parts[::2], parts[1::2], strict=True)
+    }
+    expected = {
+        "callbacks_empty / callbacks": lambda r: f"{r['counters']['callbacks_empty'] / r['counters']['callbacks']:.2f}",
+        "page_faults": lambda r: f"{r['driver_counters']['page_faults']:,}" if r["driver_counters"] else "-",
+        "locks": lambda r: f"{sum(sum(modes.values()) for modes in r['locks'].values()):,}",
+        "mmap_lock / device_accesses": lambda r: (
+            f"{sum(r['locks']['mmap_lock'].values()) / r['counters']['device_accesses']:.2f}"
+        ),
+    }
+    assert tables.keys() == expected.keys()
+    for title, value in expected.items():
+        assert tables[title][0] == ["luajit"]
+        assert tables[title][2:] == [[label, value(result)] for label, result in results.items()]
+
+
+@pytest.mark.parametrize("wanted", ["callback", "callbacks/", "/callbacks", "callbacks/accesses", ""])
+def test_a_counter_that_is_none_is_refused(wanted: str) -> None:
+    assert "no counter" in refused("compare", RECORDING, "-c", wanted)
+
+
+def test_a_kind_of_synthetic_trace_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert "one of static" in refused("synth", "churn", cwd=tmp_path)
+    assert "directory" in refused("synth", "sweep", "-o", tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert run("synth").stdout.splitlines()[0].startswith("static ")

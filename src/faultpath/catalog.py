@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "nouveau-v6": "faultpath.designs.nouveau_v6",
     "nouveau-v6-fixed": "faultpath.designs.nouveau_v6_fixed",
+    "nouveau-upstream": "faultpath.designs.nouveau_upstream",
+    "core-tracked": "faultpath.designs.core_tracked",
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
     "amdkfd": "faultpath.designs.amdkfd",
     "amdkfd-fixed": "faultpath.designs.amdkfd_fixed",
+    "drm-gpusvm": "faultpath.designs.drm_gpusvm",
     "full-va": "faultpath.designs.full_va",
+    "kvm": "faultpath.designs.kvm",
+    "odp-explicit": "faultpath.designs.odp_explicit",
+    "rxe-odp": "faultpath.designs.rxe_odp",
+    "uvm-hmm": "faultpath.designs.uvm_hmm",
 }
 
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
@@ -59,6 +66,26 @@ def integers(design: Design, values: dict[str, int | str]) -> list[int]:
     return [p.choices.index(str(values[p.name])) if p.choices else int(values[p.name]) for p in design.parameters]
 
 
+def label(request: str, design: Design, values: dict[str, int | str]) -> str:
+    """How a design is requested with just these values: what differs from the defaults is said."""
+    said = settings([p for p in design.parameters if values[p.name] != p.default], values)
+    return ":".join([request.partition(":")[0], *([said] if said else [])])
+
+
+def settings(parameters: Sequence[Parameter], values: dict[str, int | str]) -> str:
+    """Values as a request has them: ``child=2M,protection=srcu``."""
+    return ",".join(f"{p.name}={text(p, values[p.name])}" for p in parameters)
+
+
+def text(parameter: Parameter, value: int | str) -> str:
+    """A value as a request has it: ``2M`` of bytes."""
+    if isinstance(value, int) and value and parameter.unit == "bytes":
+        for unit, shift in reversed(_UNITS.items()):
+            if value % (1 << shift) == 0:
+                return f"{value >> shift}{unit}"
+    return str(value)
+
+
 def load(name: str) -> Design:
     """A built-in design, or the ``design`` that a Python file defines."""
     if name in BUILT_IN:
@@ -78,11 +105,16 @@ def load(name: str) -> Design:
 
 def _problem(design: Design) -> str:
     """Why a user's design cannot be linked; "" if it can."""
+    from faultpath.designs import region_cache
     from faultpath.kernel import mmu_notifier
 
     wanted = {"open": 1 + len(design.parameters), "fault": 3, "walk": 2, "close": 1, "invariant": 1}
     found = [(name, getattr(design, name), count) for name, count in wanted.items()]
-    known = [*vars(mmu_notifier).values(), *(vars(design.core).values() if design.core else ())]
+    known = [
+        *vars(mmu_notifier).values(),
+        *vars(region_cache).values(),
+        *(vars(design.core).values() if design.core else ()),
+    ]
     known += design.open.fn.__globals__.values() if isinstance(design.open, Protocol) else []
     slots = {hook.slot: len(hook.parameters) for hook in known if isinstance(hook, Hook)}
     for ops in design.ops:
@@ -166,7 +198,14 @@ def describe(request: str, source: bool = False) -> dict[str, Any]:
         "title": design.title,
         "models": design.source,
         "parameters": [
-            {"name": p.name, "default": p.default, "unit": p.unit, "choices": list(p.choices), "doc": p.doc}
+            {
+                "name": p.name,
+                "default": p.default,
+                "text": text(p, p.default),
+                "unit": p.unit,
+                "choices": list(p.choices),
+                "doc": p.doc,
+            }
             for p in design.parameters
         ],
         "counters": list(design.counters),

@@ -62,7 +62,7 @@ def check(
     wanted = wanted or [(s.name, s) for s in _built_in()]
     if replay and (len(designs), len(wanted)) != (1, 1):
         raise FaultpathError("a counterexample is of one design in one scenario", "--replay", "name both")
-    cells = [(label(request, d, v), d, v, named, s) for request, d, v in designs for named, s in wanted]
+    cells = [(catalog.label(request, d, v), d, v, named, s) for request, d, v in designs for named, s in wanted]
     results: list[Document] = []
     refused: list[FaultpathError] = []
     for number, (name, design, values, named, scenario) in enumerate(cells):
@@ -83,11 +83,7 @@ def check(
             page_symmetry=page_symmetry,
             memory=memory,
         )
-        if replay:
-            result = _replayed(checked, name, replay)
-        else:
-            verdict = checked.run(lambda done, states: step(states))
-            result = _searched(checked, name, verdict)
+        result = examined(checked, name, replay, lambda done, states: step(states))
         where = {"design": design.name, "label": name, "parameters": values}
         results.append(where | {"scenario": scenario.name, "scenario_request": named} | result)
         found(results[-1])
@@ -100,21 +96,6 @@ def status(document: Document) -> int:
     """The exit status: 0 all hold, 1 something is violated, 2 neither."""
     said = {result["verdict"] for result in document["results"]}
     return 1 if "violated" in said else 2 if "bounded" in said else 0
-
-
-def label(request: str, design: Design, values: dict[str, int | str]) -> str:
-    """How a design is requested with just these values: what differs from the defaults is said."""
-    said = [f"{p.name}={_text(values[p.name])}" for p in design.parameters if values[p.name] != p.default]
-    return ":".join([request.partition(":")[0], *([",".join(said)] if said else [])])
-
-
-def _text(value: int | str) -> str:
-    """A value as a request has it."""
-    if isinstance(value, int) and value:
-        for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
-            if value % (1 << shift) == 0:
-                return f"{value >> shift}{unit}"
-    return str(value)
 
 
 def inapplicable(design: Design, scenario: Scenario) -> str:
@@ -134,6 +115,13 @@ def _built_in() -> list[Scenario]:
 
 
 # --- one design in one scenario
+
+
+def examined(checked: Check, name: str, replay: str, show: Callable[[int, int], None]) -> Document:
+    """What a search found, or where the counterexample of an id leads."""
+    if replay:
+        return _replayed(checked, name, replay)
+    return _searched(checked, name, checked.run(show))
 
 
 def _searched(checked: Check, name: str, verdict: Verdict) -> Document:

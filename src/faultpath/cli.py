@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -57,6 +57,22 @@ def import_(source: Path, output: Path | None) -> None:
 
 
 @cli.command()
+@click.argument("kind", required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Trace to write [KIND.trace]")
+def synth(kind: str | None, output: Path | None) -> None:
+    """Make the trace of an extreme that no recording shows alone; without KIND, list the kinds."""
+    from faultpath.trace.synth import KINDS, synthesize
+
+    if kind is None:
+        for name, made in KINDS.items():
+            print(f"{name:15} {made.__doc__}")
+    elif kind in KINDS:
+        synthesize(kind, output or Path(f"{kind}.trace"))
+    else:
+        raise FaultpathError(f"no kind '{kind}'", "synth", f"one of {', '.join(KINDS)}")
+
+
+@cli.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--pid", type=int, help="The process to summarise [the one with most page faults]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
@@ -83,21 +99,42 @@ def info(trace: Path, pid: int | None, as_json: bool, raw: bool) -> None:
 
 @cli.command()
 @click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-d", "--design", "designs", multiple=True, help="NAME or FILE.py, with :param=value,... [all built in]")
+@click.option("-d", "--design", "designs", multiple=True, help="NAME or FILE.py, with :param=value,...")
+@click.option("--all", "everything", is_flag=True, help="Every built-in design as well")
+@click.option("-c", "--count", "wanted", multiple=True, help="Only NAME or NAME/NAME, of all traces and designs")
 @click.option("--accesses", type=click.Choice(["touched", "resident"]), default="touched", show_default=True)
 @click.option("--pid", type=int, help="The process to replay [the one with most page faults]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output")
 @click.option("--raw", is_flag=True, help="Plain numbers instead of units")
 def compare(
-    traces: tuple[Path, ...], designs: tuple[str, ...], accesses: str, pid: int | None, as_json: bool, raw: bool
+    traces: tuple[Path, ...],
+    designs: tuple[str, ...],
+    everything: bool,
+    wanted: tuple[str, ...],
+    accesses: str,
+    pid: int | None,
+    as_json: bool,
+    raw: bool,
 ) -> None:
-    """Replay each trace through each design, count what it costs, and say what differs."""
-    from faultpath.compare import compare
+    """Replay each trace through each design, count what it costs, and say what differs.
 
+    Without --design and --all: nouveau-v6, odp-implicit and full-va.
+    """
+    from faultpath.catalog import BUILT_IN
+    from faultpath.compare import compare
+    from faultpath.report.pivot import parse, pivots
+
+    pairs = parse(wanted)
+    requests = [*(BUILT_IN if everything else ()), *designs] or DEFAULT_DESIGNS
     with progress() as show:
-        document = compare(traces, designs or DEFAULT_DESIGNS, accesses=accesses, pid=pid, progress=show)
+        document = compare(traces, requests, accesses=accesses, pid=pid, progress=show)
     if as_json:
         print_json(document)
+        return
+    if pairs:
+        from faultpath.report.verdicts import columns
+
+        print("\n".join(pivots(document, pairs, raw, columns())))
         return
     from faultpath.report import terminal
 
@@ -131,6 +168,11 @@ def agreement(traces: tuple[Path, ...], pid: int | None, as_json: bool) -> None:
 @click.option(
     "--all", "everything", is_flag=True, help="Every built-in design as well; show the matrix, no counterexample"
 )
+@click.option(
+    "--cases",
+    is_flag=True,
+    help="Instead: bugs the kernel had, before and after their fixes; DESIGN... names some [all]",
+)
 @click.option("--memory", default="4G", show_default=True, metavar="SIZE", help="For the table of states; K, M, G")
 @click.option("--no-reduction", is_flag=True, help="Interleave every access, also those no other thread can tell apart")
 @click.option("--no-symmetry", is_flag=True, help="Tell threads apart that run the same on the same")
@@ -143,6 +185,7 @@ def check(
     designs: tuple[str, ...],
     scenarios: tuple[str, ...],
     everything: bool,
+    cases: bool,
     memory: str,
     no_reduction: bool,
     no_symmetry: bool,
@@ -157,7 +200,13 @@ def check(
     DESIGN is a name or a FILE.py, with :param=value,... Exit status: 0 every property holds in every state; 1 one is
     violated, with a shortest interleaving that does it; 2 the request is wrong, or none was found violated but not
     everything could be explored in the memory given ("bounded", which proves nothing).
+
+    With --cases, DESIGN is CASE or CASE/VARIANT. Exit status: 0 every verdict is as expected, 1 one is not.
     """
+    if cases:
+        if scenarios or everything or perfetto or no_reduction or no_symmetry or no_page_symmetry:
+            raise click.UsageError("--cases goes with names of cases, --full, --replay and --json only")
+        check_cases(designs, replay, full, as_json)
     from faultpath.catalog import BUILT_IN, size
 
     if not designs and not everything:
@@ -194,6 +243,21 @@ def check(
         verdicts.checked(document, everything, full, bool(scenarios))
     sys.stdout.flush()
     exit_with(status(document))
+
+
+def check_cases(names: tuple[str, ...], replay: str, full: bool, as_json: bool) -> NoReturn:
+    """``check --cases``."""
+    from faultpath.cases import run
+    from faultpath.report import cases
+
+    with progress() as show:
+        document = run.check_cases(names, replay=replay, progress=show)
+    if as_json:
+        print_json(document)
+    else:
+        cases.checked(document, bool(names), full)
+    sys.stdout.flush()
+    sys.exit(run.status(document))
 
 
 @cli.command("designs")

@@ -39,7 +39,10 @@ def compare(
     :param pid: the process, by default the one with most page faults
     :raises FaultpathError: a wrong request or input
     """
-    designs = [catalog.find(request) for request in requests]
+    designs = []
+    for request in requests:
+        design, values = catalog.find(request)
+        designs.append((catalog.label(request, design, values), design, values))
     traces = []
     for source, path in each_as_trace(sources, progress):
         traces.append(_trace(open_trace(path), source.name, recognise(source), designs, accesses, pid, progress))
@@ -50,7 +53,7 @@ def _trace(
     trace: Trace,
     name: str,
     kind: str,
-    designs: Sequence[tuple[Design, dict[str, int | str]]],
+    designs: Sequence[tuple[str, Design, dict[str, int | str]]],
     accesses: str,
     pid: int | None,
     progress: Progress,
@@ -61,12 +64,14 @@ def _trace(
         accesses = "recorded"
     comms = {p["pid"]: p["comm"] for p in trace.meta.processes}
     results = []
-    for index, (design, values) in enumerate(designs):
+    for index, (label, design, values) in enumerate(designs):
 
-        def step(rows: int, index: int = index, design: Design = design) -> None:
-            progress(f"{name}: {design.name}", index * process.rows + rows, len(designs) * process.rows)
+        def step(rows: int, index: int = index, label: str = label) -> None:
+            progress(f"{name}: {label}", index * process.rows + rows, len(designs) * process.rows)
 
-        results.append(_result(trace, found, process, design, values, accesses, step))
+        said = catalog.settings(design.parameters, values)
+        result = _result(trace, found, process, design, values, accesses, step)
+        results.append({"design": design.name, "label": label, "parameters": values, "settings": said} | result)
     return {
         "name": name,
         "format": kind,
@@ -115,8 +120,6 @@ def _result(
         step(done)
     seconds = time.perf_counter() - begin
     return {
-        "design": design.name,
-        "parameters": values,
         "counters": replay.counters(),
         "driver_counters": replay.driver_counters(),
         "locks": replay.locks(),

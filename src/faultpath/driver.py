@@ -8,11 +8,13 @@ from __future__ import annotations
 from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS, Design, Parameter
 from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
-from faultpath.kernel.gup import get_user_pages
-from faultpath.kernel.hmm import hmm_range_fault
+from faultpath.kernel.gup import get_user_page_fast_only, get_user_pages
+from faultpath.kernel.hmm import hmm_range_fault, hmm_range_fault_pages, hmm_range_snapshot
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
 from faultpath.kernel.mmu_notifier import (
+    MMU_NOTIFY_RELEASE,
+    MMU_NOTIFY_SOFT_DIRTY,
     MMU_NOTIFY_UNMAP,
     ULONG_MAX,
     IntervalNotifier,
@@ -26,20 +28,33 @@ from faultpath.kernel.mmu_notifier import (
     mmu_interval_read_begin,
     mmu_interval_read_retry,
     mmu_interval_set_seq,
+    mmu_notifier_put,
     mmu_notifier_register,
     mmu_notifier_unregister,
 )
 from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_dec_and_test, atomic_inc, atomic_read
-from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, embedded, kfree, kmalloc, off_stack, on_stack
+from faultpath.kernel.primitives.heap import (
+    GFP_ATOMIC,
+    GFP_KERNEL,
+    GFP_NOMEMALLOC,
+    embedded,
+    kfree,
+    kmalloc,
+    off_stack,
+    on_stack,
+)
 from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next, queue_work
 from faultpath.kernel.primitives.locks import (
     down_read,
     down_read_trylock,
     down_write,
     downgrade_write,
+    mutex_is_mine,
     mutex_lock,
     mutex_trylock,
     mutex_unlock,
+    read_lock,
+    read_unlock,
     refcount_dec_and_test,
     refcount_inc,
     refcount_inc_not_zero,
@@ -49,15 +64,19 @@ from faultpath.kernel.primitives.locks import (
     spin_unlock,
     up_read,
     up_write,
+    write_lock,
+    write_unlock,
 )
 from faultpath.kernel.primitives.pagetable import (
     PAGE_SHIFT,
     PAGE_SIZE,
     VALID,
     WRITE,
+    device_cmpxchg,
     device_zap,
     pt_any,
     pt_clear,
+    pt_copy,
     pt_free,
     pt_get,
     pt_init,
@@ -95,6 +114,7 @@ from faultpath.protocol.struct import (
     PageTable,
     ParentMutex,
     RefCount,
+    RwLock,
     RwSem,
     SpinLock,
     Struct,
@@ -113,6 +133,9 @@ __all__ = [
     "EPERM",
     "GFP_ATOMIC",
     "GFP_KERNEL",
+    "GFP_NOMEMALLOC",
+    "MMU_NOTIFY_RELEASE",
+    "MMU_NOTIFY_SOFT_DIRTY",
     "MMU_NOTIFY_UNMAP",
     "NULL",
     "PAGE_SHIFT",
@@ -138,6 +161,7 @@ __all__ = [
     "ParentMutex",
     "Range",
     "RefCount",
+    "RwLock",
     "RwSem",
     "SpinLock",
     "Srcu",
@@ -155,6 +179,7 @@ __all__ = [
     "container_of",
     "count",
     "dec_and_wake",
+    "device_cmpxchg",
     "device_zap",
     "down_read",
     "down_read_trylock",
@@ -164,6 +189,7 @@ __all__ = [
     "flush_work",
     "flush_workqueue",
     "get_state_synchronize_srcu",
+    "get_user_page_fast_only",
     "get_user_pages",
     "has_op",
     "hlist_add_head",
@@ -171,6 +197,8 @@ __all__ = [
     "hlist_first",
     "hlist_next",
     "hmm_range_fault",
+    "hmm_range_fault_pages",
+    "hmm_range_snapshot",
     "kfree",
     "kmalloc",
     "mmdrop",
@@ -184,8 +212,10 @@ __all__ = [
     "mmu_interval_read_begin",
     "mmu_interval_read_retry",
     "mmu_interval_set_seq",
+    "mmu_notifier_put",
     "mmu_notifier_register",
     "mmu_notifier_unregister",
+    "mutex_is_mine",
     "mutex_lock",
     "mutex_trylock",
     "mutex_unlock",
@@ -195,6 +225,7 @@ __all__ = [
     "protocol",
     "pt_any",
     "pt_clear",
+    "pt_copy",
     "pt_free",
     "pt_get",
     "pt_init",
@@ -202,6 +233,8 @@ __all__ = [
     "pt_set",
     "pt_write_protect",
     "queue_work",
+    "read_lock",
+    "read_unlock",
     "refcount_dec_and_test",
     "refcount_inc",
     "refcount_inc_not_zero",
@@ -221,6 +254,8 @@ __all__ = [
     "wait_for_completion",
     "wait_until",
     "wake_up",
+    "write_lock",
+    "write_unlock",
     "xa_cmpxchg",
     "xa_destroy",
     "xa_erase",

@@ -6,13 +6,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from faultpath.design import Design
-from faultpath.designs import amdkfd, amdkfd_fixed, full_va, nouveau_v6, nouveau_v6_fixed, odp_implicit
+from faultpath.designs import (
+    amdkfd,
+    amdkfd_fixed,
+    core_tracked,
+    drm_gpusvm,
+    full_va,
+    kvm,
+    nouveau_upstream,
+    nouveau_v6,
+    nouveau_v6_fixed,
+    odp_explicit,
+    odp_implicit,
+    rxe_odp,
+    uvm_hmm,
+)
+from oracles import odp_explicit as odp_explicit_oracle
 from oracles.address_space import AddressSpace
 from oracles.amdkfd import amdkfd as amdkfd_oracle
 from oracles.core import Counts, Driver, Machine, Row
+from oracles.core_tracked import CoreTracked
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
+from oracles.drm_gpusvm import gpusvm
+from oracles.kvm import kvm as kvm_oracle
+from oracles.nouveau_upstream import NouveauUpstream
 from oracles.running import Run, differences, table
 from oracles.sequences import possible, smallest
+from oracles.uvm_hmm import uvm
 
 
 @dataclass
@@ -27,6 +47,8 @@ class Case:
 CASES = {
     "nouveau-v6": Case(nouveau_v6.design, NouveauV6),
     "nouveau-v6-fixed": Case(nouveau_v6_fixed.design, NouveauV6Fixed),
+    "nouveau-upstream": Case(nouveau_upstream.design, NouveauUpstream),
+    "core-tracked": Case(core_tracked.design, CoreTracked),
     "full-va": Case(full_va.design, FullVa),
 }
 # One page, less than one block of eight, one block, a few, one leaf, several leaves, the default.
@@ -41,7 +63,19 @@ for size, srcu in (
 ):
     name = f"odp-implicit:child={size >> 10}K,protection={'srcu' if srcu else 'refcount'}"
     CASES[name] = Case(odp_implicit.design, odp(size, bool(srcu)), [size, srcu])
+# The default; one whose notifiers, ranges and mappings end anywhere; one without any but the smallest ranges.
+for area, *sizes in ((512 << 20, 2 << 20, 64 << 10), (32 << 10, 64 << 10, 8 << 10), (2 << 20, 4 << 10, 4 << 10)):
+    name = f"drm-gpusvm:notifier_size={area >> 10}K,chunk={sizes[0] >> 10}K,middle={sizes[1] >> 10}K"
+    CASES[name] = Case(drm_gpusvm.design, gpusvm(area, *(size for size in sizes if size > 4 << 10)), [area, *sizes])
 CASES["odp-implicit:child=1G,protection=srcu"] = Case(odp_implicit.design, odp(1 << 30, True), [1 << 30, 1])
+for size in (4 << 10, 64 << 10, 2 << 20):
+    CASES[f"uvm-hmm:block={size >> 10}K"] = Case(uvm_hmm.design, uvm(size), [size])
+
+for size in (16 << 10, 2 << 20, 2 << 30):
+    CASES[f"kvm:slot={size >> 10}K"] = Case(kvm.design, kvm_oracle(size), [size])
+for size in (0, 64 << 10, 2 << 20):
+    CASES[f"odp-explicit:region={size >> 10}K"] = Case(odp_explicit.design, odp_explicit_oracle.explicit(size), [size])
+    CASES[f"rxe-odp:region={size >> 10}K"] = Case(rxe_odp.design, odp_explicit_oracle.rxe(size), [size])
 
 # Each page a range of its own, four, the default; and whole mappings.
 for xnack, granularity in ((1, 0), (1, 2), (1, 9), (0, 9)):

@@ -40,7 +40,18 @@ from faultpath.kernel.primitives.wait import wake_up
 from faultpath.kernel.primitives.xarray import xa_erase, xa_load, xa_store
 from faultpath.kernel.srcu import Srcu, srcu_read_lock, srcu_read_unlock, synchronize_srcu
 from faultpath.protocol.language import container_of, count, protocol, wait_event, wait_until
-from faultpath.protocol.struct import HlistHead, HlistNode, Mutex, RefCount, RwSem, SpinLock, Struct, WaitQueue, XArray
+from faultpath.protocol.struct import (
+    HlistHead,
+    HlistNode,
+    Mutex,
+    RefCount,
+    RwLock,
+    RwSem,
+    SpinLock,
+    Struct,
+    WaitQueue,
+    XArray,
+)
 from faultpath.scenario import DEVICE, Call, Scenario
 
 
@@ -71,6 +82,7 @@ class Board(Device):
     things: XArray
     srcu: Srcu
     queue: WaitQueue
+    rw: RwLock
 
 
 OPS = (

@@ -18,7 +18,16 @@ from oracles.running import Run, differences, table
 
 RECORDINGS = sorted((Path(__file__).resolve().parents[2] / "recordings").glob("*.trace"))
 ROWS = 6_000
-NAMES = ("nouveau-v6", "nouveau-v6-fixed", "odp-implicit:child=1048576K,protection=refcount", "full-va")
+NAMES = (
+    "nouveau-v6",
+    "nouveau-v6-fixed",
+    "odp-implicit:child=1048576K,protection=refcount",
+    "full-va",
+    "uvm-hmm:block=2048K",
+    "nouveau-upstream",
+    "core-tracked",
+    "drm-gpusvm:notifier_size=524288K,chunk=2048K,middle=64K",
+)
 
 
 def listed(rows: feed.Rows) -> list[Row]:

@@ -15,6 +15,7 @@ CASES = [
     ("nouveau-v6", "close-reclaim"),
     (ODP, "fault-close"),
     (f"{ODP},protection=srcu", "fault-close"),
+    ("uvm-hmm:block=16K", "fault-close"),
 ]
 
 

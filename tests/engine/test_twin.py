@@ -21,6 +21,11 @@ NAMES = [
     "full-va",
     "odp-implicit:child=32K,protection=refcount",
     "odp-implicit:child=64K,protection=srcu",
+    "kvm:slot=16K",
+    "odp-explicit:region=0K",
+    "rxe-odp:region=64K",
+    "nouveau-upstream",
+    "core-tracked",
 ]
 
 

@@ -8,7 +8,19 @@ from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel import srcu
 from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives import atomic, heap, itree, list_head, lists, locks, mtt, pagetable, xarray
+from faultpath.kernel.primitives import (
+    atomic,
+    heap,
+    itree,
+    list_head,
+    lists,
+    locks,
+    mtt,
+    pagetable,
+    range_tree,
+    tlb,
+    xarray,
+)
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import (
@@ -19,6 +31,7 @@ from faultpath.protocol.struct import (
     Mutex,
     PageTable,
     RefCount,
+    RwLock,
     RwSem,
     SpinLock,
     Struct,
@@ -35,15 +48,18 @@ class Rig(Struct):
 
     tree: IntervalTree
     pt: PageTable
+    other_pt: PageTable
     xa: XArray
     head: HlistHead
     mutex: Mutex
     spin: SpinLock
     sem: RwSem
+    rw: RwLock
     srcu: srcu.Srcu
     ref: RefCount
     count: atomic.Atomic
     ring: ListHead
+    tlb: PageTable
 
 
 class Item(Struct):
@@ -116,6 +132,21 @@ def tree_prev(node: IntervalNode) -> int:
 
 
 @protocol
+def range_find(rig: Rig, addr: int) -> int:
+    return range_tree.range_tree_find(rig.tree, addr, SCRATCH)
+
+
+@protocol
+def hole_start(rig: Rig, addr: int, start: int) -> int:
+    return range_tree.range_tree_hole_start(rig.tree, addr, start, SCRATCH)
+
+
+@protocol
+def hole_last(rig: Rig, addr: int, last: int) -> int:
+    return range_tree.range_tree_hole_last(rig.tree, addr, last)
+
+
+@protocol
 def tree_outside(node: IntervalNode) -> int:
     return itree.rb_empty_node(node)
 
@@ -136,8 +167,28 @@ def pt_get(rig: Rig, addr: int) -> int:
 
 
 @protocol
+def tlb_init(rig: Rig, start: int, end: int) -> None:
+    pagetable.pt_init(rig.tlb, start, end)
+
+
+@protocol
+def tlb_access(rig: Rig, addr: int) -> int:
+    return tlb.tlb_access(rig.tlb, rig.pt, addr)
+
+
+@protocol
+def tlb_flush(rig: Rig, start: int, end: int) -> int:
+    return tlb.tlb_flush(rig.tlb, start, end)
+
+
+@protocol
 def pt_cmpxchg(rig: Rig, addr: int, old: int, new: int) -> int:
     return pagetable.pt_cmpxchg(rig.pt, addr, old, new)
+
+
+@protocol
+def device_cmpxchg(rig: Rig, addr: int, old: int, new: int) -> int:
+    return pagetable.device_cmpxchg(rig.pt, addr, old, new)
 
 
 @protocol
@@ -156,6 +207,11 @@ def pt_write_protect(rig: Rig, start: int, end: int) -> int:
 
 
 @protocol
+def dma_unmap(rig: Rig, start: int, end: int) -> int:
+    return mtt.dma_unmap(rig.pt, start, end)
+
+
+@protocol
 def pt_any(rig: Rig, start: int, end: int) -> int:
     return pagetable.pt_any(rig.pt, start, end)
 
@@ -168,6 +224,21 @@ def pt_next(rig: Rig, start: int, end: int) -> int:
 @protocol
 def pt_move(rig: Rig, old: int, new: int, size: int) -> int:
     return pagetable.pt_move(rig.pt, old, new, size)
+
+
+@protocol
+def pt_init_other(rig: Rig, start: int, end: int) -> None:
+    pagetable.pt_init(rig.other_pt, start, end)
+
+
+@protocol
+def pt_copy(rig: Rig, start: int, end: int) -> int:
+    return pagetable.pt_copy(rig.other_pt, rig.pt, start, end)
+
+
+@protocol
+def pt_get_other(rig: Rig, addr: int) -> int:
+    return pagetable.pt_get(rig.other_pt, addr)
 
 
 @protocol
@@ -342,6 +413,11 @@ def mutex_trylock(rig: Rig) -> int:
 
 
 @protocol
+def mutex_is_mine(rig: Rig) -> int:
+    return locks.mutex_is_mine(rig.mutex)
+
+
+@protocol
 def mutex_unlock(rig: Rig) -> None:
     locks.mutex_unlock(rig.mutex)
 
@@ -367,6 +443,16 @@ def up_read(rig: Rig) -> None:
 
 
 @protocol
+def spin_is_locked(rig: Rig) -> int:
+    return locks.spin_is_locked(rig.spin)
+
+
+@protocol
+def write_locked(rig: Rig) -> int:
+    return locks.rwsem_is_write_locked(rig.sem)
+
+
+@protocol
 def down_write(rig: Rig) -> None:
     locks.down_write(rig.sem)
 
@@ -379,6 +465,26 @@ def up_write(rig: Rig) -> None:
 @protocol
 def down_read_trylock(rig: Rig) -> int:
     return locks.down_read_trylock(rig.sem)
+
+
+@protocol
+def read_lock(rig: Rig) -> None:
+    locks.read_lock(rig.rw)
+
+
+@protocol
+def read_unlock(rig: Rig) -> None:
+    locks.read_unlock(rig.rw)
+
+
+@protocol
+def write_lock(rig: Rig) -> None:
+    locks.write_lock(rig.rw)
+
+
+@protocol
+def write_unlock(rig: Rig) -> None:
+    locks.write_unlock(rig.rw)
 
 
 @protocol

@@ -26,6 +26,7 @@ from faultpath.kernel.primitives.locks import (
     mutex_lock_nested,
     mutex_trylock,
     mutex_unlock,
+    read_lock,
     refcount_dec_and_test,
     refcount_inc,
     refcount_set,
@@ -33,6 +34,7 @@ from faultpath.kernel.primitives.locks import (
     spin_unlock,
     up_read,
     up_write,
+    write_lock,
 )
 from faultpath.kernel.srcu import srcu_read_lock, srcu_read_unlock, synchronize_srcu
 from faultpath.protocol.language import protocol, wait_until
@@ -292,6 +294,18 @@ def sleeps_spinning(board: Board) -> None:
 
 
 @protocol
+def sleeps_reading(board: Board) -> None:
+    read_lock(board.rw)
+    mutex_lock(board.mutex)
+
+
+@protocol
+def sleeps_writing(board: Board) -> None:
+    write_lock(board.rw)
+    mutex_lock(board.mutex)
+
+
+@protocol
 def allocates_spinning(board: Board) -> None:
     spin_lock(board.spin)
     kmalloc(Thing, GFP_KERNEL)
@@ -525,6 +539,8 @@ SINS = [
     (arena.NOT_HELD, [downgrades_what_it_reads]),
     (arena.NOT_HELD, [holds_and_waits, unlocks_for_another]),
     (arena.SLEEP_IN_ATOMIC, [sleeps_spinning]),
+    (arena.SLEEP_IN_ATOMIC, [sleeps_reading]),
+    (arena.SLEEP_IN_ATOMIC, [sleeps_writing]),
     (arena.SLEEP_IN_ATOMIC, [allocates_spinning]),
     (arena.SLEEP_IN_ATOMIC, [synchronizes_spinning]),
     (arena.SLEEP_NON_BLOCK, [sleeps_in_callback]),

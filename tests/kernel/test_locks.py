@@ -59,6 +59,16 @@ def test_an_exclusive_lock(python: bool, kind: str, role: str) -> None:
 
 
 @BACK_ENDS
+def test_whose_a_mutex_is(python: bool) -> None:
+    bench = Bench(python)
+    assert bench.mutex_is_mine(bench.rig) == 0
+    bench.mutex_lock(bench.rig)
+    assert bench.mutex_is_mine(bench.rig) == 1
+    bench.w[world.TID] = 1
+    assert bench.mutex_is_mine(bench.rig) == 0
+
+
+@BACK_ENDS
 def test_trylock(python: bool) -> None:
     bench = Bench(python)
     assert bench.mutex_trylock(bench.rig) == 1
@@ -67,24 +77,48 @@ def test_trylock(python: bool) -> None:
 
 
 @BACK_ENDS
-def test_a_semaphore_has_many_readers_or_one_writer(python: bool) -> None:
+@pytest.mark.parametrize(
+    ("reads", "writes", "role"),
+    [
+        (("down_read", "up_read"), ("down_write", "up_write"), "rwsem"),
+        (("read_lock", "read_unlock"), ("write_lock", "write_unlock"), "driver"),
+    ],
+    ids=["rwsem", "rwlock"],
+)
+def test_many_readers_or_one_writer(python: bool, reads: tuple[str, str], writes: tuple[str, str], role: str) -> None:
     bench = Bench(python)
     rig = bench.rig
-    stops(bench, BAD_ADDRESS, "up_read")
-    stops(bench, BAD_ADDRESS, "up_write")
+    read, unread = reads
+    write, unwrite = writes
+    stops(bench, BAD_ADDRESS, unread)
+    stops(bench, BAD_ADDRESS, unwrite)
+    getattr(bench, read)(rig)
+    getattr(bench, read)(rig)
+    stops(bench, WOULD_BLOCK, write)
+    getattr(bench, unread)(rig)
+    stops(bench, WOULD_BLOCK, write)
+    stops(bench, BAD_ADDRESS, unwrite)
+    getattr(bench, unread)(rig)
+    getattr(bench, write)(rig)
+    stops(bench, WOULD_BLOCK, read)
+    stops(bench, WOULD_BLOCK, write)
+    stops(bench, BAD_ADDRESS, unread)
+    getattr(bench, unwrite)(rig)
+    assert (acquired(bench, role, 0), acquired(bench, role, 1)) == (2, 1)
+
+
+@BACK_ENDS
+def test_who_asks_takes_nothing(python: bool) -> None:
+    bench = Bench(python)
+    rig = bench.rig
+    assert (bench.spin_is_locked(rig), bench.write_locked(rig)) == (0, 0)
+    bench.spin_lock(rig)
     bench.down_read(rig)
-    bench.down_read(rig)
-    stops(bench, WOULD_BLOCK, "down_write")
-    bench.up_read(rig)
-    stops(bench, WOULD_BLOCK, "down_write")
-    stops(bench, BAD_ADDRESS, "up_write")
+    assert (bench.spin_is_locked(rig), bench.write_locked(rig)) == (1, 0)
     bench.up_read(rig)
     bench.down_write(rig)
-    stops(bench, WOULD_BLOCK, "down_read")
-    stops(bench, WOULD_BLOCK, "down_write")
-    stops(bench, BAD_ADDRESS, "up_read")
-    bench.up_write(rig)
-    assert (acquired(bench, "rwsem", 0), acquired(bench, "rwsem", 1)) == (2, 1)
+    assert bench.write_locked(rig) == 1
+    assert (acquired(bench, "spinlock"), acquired(bench, "rwsem", 0), acquired(bench, "rwsem", 1)) == (1, 1, 1)
 
 
 @BACK_ENDS

@@ -174,6 +174,55 @@ def test_an_entry_changes_only_if_it_is_what_was_seen(python: bool) -> None:
     assert bench.pt_get(rig, at) == 0
 
 
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_of_two_that_saw_the_same_entry_one_changes_it(python: bool) -> None:
+    bench = Bench(python)
+    rig, at = bench.rig, 1 << 30
+    bench.pt_init(rig, 0, 1 << 40)
+    assert bench.device_cmpxchg(rig, at, 0, VALID | 5 << 2) == 0
+    assert bench.device_cmpxchg(rig, at, 0, VALID | 6 << 2) == VALID | 5 << 2
+    assert bench.pt_get(rig, at) == VALID | 5 << 2
+
+
+def test_a_dma_unmap_looks_at_every_entry() -> None:
+    bench = Bench()
+    bench.pt_init(bench.rig, 0, 1 << 40)
+    bench.pt_set(bench.rig, 7 * PAGE, VALID)
+    assert bench.dma_unmap(bench.rig, 0, 600 * PAGE) == 1
+    assert (bench.counter("ptes_probed"), bench.counter("ptes_zapped")) == (600, 1)
+    assert bench.counter("device_commands") == 0
+
+
+@pytest.mark.parametrize("pages", [511, 512, 513, 700, 1023, 1024, 512 * 512 + 1])
+def test_a_table_of_any_size_has_room_for_all_its_pages(pages: int) -> None:
+    bench = Bench()
+    rig, at = bench.rig, 5 * PAGE
+    bench.pt_init(rig, at, at + pages * PAGE)
+    bench.pt_set(rig, at, VALID)
+    assert not any(bench.pt_get(rig, at + n * PAGE) for n in (1, 511, 512, 1024, 512 * 512) if n < pages)
+    bench.pt_set(rig, at + (pages - 1) * PAGE, VALID | WRITE)
+    assert bench.pt_get(rig, at) == VALID
+    assert bench.pt_clear(rig, at, at + pages * PAGE) == 2
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_what_is_valid_in_one_table_is_written_to_another(python: bool) -> None:
+    bench = Bench(python)
+    rig, at = bench.rig, 1 << 30
+    bench.pt_init(rig, 0, 1 << 40)
+    bench.pt_init_other(rig, at, at + (4 << 20))
+    pages = {0: VALID | 5 << 2, 3: VALID | WRITE | 6 << 2, 511: VALID | 7 << 2, 512: VALID | 8 << 2}
+    for page, entry in pages.items():
+        bench.pt_set(rig, at + page * PAGE, entry)
+    assert bench.pt_copy(rig, at + PAGE, at + 512 * PAGE) == 2
+    copied = {page: entry for page in range(1024) if (entry := bench.pt_get_other(rig, at + page * PAGE))}
+    assert copied == {3: pages[3], 511: pages[511]}
+    bench.pt_set(rig, at + 3 * PAGE, VALID)
+    bench.pt_set(rig, at + 511 * PAGE, 0)
+    assert bench.pt_copy(rig, at, at + 512 * PAGE) == 2
+    assert [bench.pt_get_other(rig, at + page * PAGE) for page in (0, 3, 511)] == [pages[0], VALID, pages[511]]
+
+
 def test_frames_are_never_zero_and_change() -> None:
     bench = Bench()
     frames = [bench.new_frame() >> 2 for _ in range(130)]

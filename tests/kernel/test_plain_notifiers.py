@@ -9,17 +9,21 @@ from faultpath.designs.full_va import Dmirror, dmirror_fops_open
 from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel.errno import EAGAIN
+from faultpath.kernel.mirror import run_work
 from faultpath.kernel.mm.fork import mm_init
 from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mmu_notifier import (
     Mm,
     Notifier,
     Range,
+    mmu_notifier_put,
     mmu_notifier_register,
     notify_range_start,
 )
+from faultpath.kernel.primitives.atomic import atomic_read
 from faultpath.kernel.primitives.count import zapped_so_far
 from faultpath.kernel.primitives.heap import on_stack
+from faultpath.kernel.srcu import srcu_read_lock, srcu_read_unlock
 from faultpath.protocol.language import Ops, count, protocol
 from faultpath.protocol.program import Program
 from faultpath.trace.ops import Event, Op
@@ -117,3 +121,49 @@ def test_plain_notifiers_are_released_and_forgotten_at_exit() -> None:
     run.rows(table([(Op.MMAP, AT, 4 * PAGE, 3, 0x22), (Op.FAULT, AT, 0, 6, 0), (Op.EXIT, 0, 0, 0, 0)]))
     # RELEASE and then UNMAP reach the interval; the plain one is off the list before the UNMAP.
     assert run.exit_counters == {"exit_callbacks": 2, "exit_ptes_zapped": 1}
+
+
+@protocol
+def plain_free(sub: Notifier) -> None:
+    count("intervals_removed")
+
+
+put_ops = Ops("put_ops", invalidate_range_start=plain_start, free_notifier=plain_free)
+
+
+@protocol
+def heard(mm: Mm) -> int:
+    event = on_stack(Range)
+    event.mm = mm
+    event.end = PAGE
+    event.blockable = 1
+    return notify_range_start(event)
+
+
+@protocol
+def holds(mm: Mm) -> int:
+    return atomic_read(mm.mm_count)
+
+
+@protocol
+def register_and_put(mm: Mm) -> Notifier:
+    plain = on_stack(Notifier)
+    plain.ops = put_ops
+    mmu_notifier_register(plain, mm)
+    idx = srcu_read_lock(mm.srcu)
+    mmu_notifier_put(plain)
+    srcu_read_unlock(mm.srcu, idx)
+    return plain
+
+
+def test_one_that_is_put_hears_no_more_and_is_freed_by_a_work_item() -> None:
+    native = Native(Program([mm_init, register_and_put, run_work, heard, holds], [put_ops]))
+    w = world.new_world(1 << 21)
+    mm = native.call(mm_init, w, 1 << 47, 0, LINUX_6_18)
+    native.call(register_and_put, w, mm)
+    native.call(heard, w, mm)
+    freed = world.INDEX["intervals_removed"]
+    assert (w[world.INDEX["callbacks"]], w[freed]) == (0, 0)
+    native.call(run_work, w)
+    assert (w[freed], w[world.INDEX["work_items"]]) == (1, 1)
+    assert native.call(holds, w, mm) == 0

@@ -11,13 +11,16 @@ from faultpath.engine.world import Words
 from faultpath.kernel.mm.fault import File, mm_cpu_fault
 from faultpath.kernel.mm.files import mm_ftruncate, punch_hole
 from faultpath.kernel.mm.fork import mm_child_ends, mm_fork
-from faultpath.kernel.mm.huge import TRANSPARENT_HUGEPAGE, mm_init_huge
+from faultpath.kernel.mm.huge import TRANSPARENT_HUGEPAGE
+from faultpath.kernel.mm.hugetlb import HUGETLB
+from faultpath.kernel.mm.lazyfree import LAZYFREE
 from faultpath.kernel.mm.madvise import mm_madvise
 from faultpath.kernel.mm.mmap import mm_mmap, mm_munmap
 from faultpath.kernel.mm.mprotect import mm_mprotect
 from faultpath.kernel.mm.mremap import mm_mremap
+from faultpath.kernel.mm.pages import mm_init_pages
 from faultpath.kernel.mm.raising import RAISES_CALLS
-from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_SHARED
+from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_HUGETLB, MAP_SHARED
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.heap import on_stack
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_init
@@ -34,7 +37,7 @@ FILE_PAGES = 1 << 14
 def new_process(task_size: int, raises: int, version: int) -> Mm:
     """An address space under the tap."""
     mm = listen(task_size, raises, version)
-    mm_init_huge(mm)
+    mm_init_pages(mm)
     return mm
 
 
@@ -61,7 +64,7 @@ ROOTS = [
 
 @functools.cache
 def native(replacements: tuple[Source, ...]) -> Native:
-    return Native(Program(ROOTS, [listener], [*TRANSPARENT_HUGEPAGE, *replacements]))
+    return Native(Program(ROOTS, [listener], [*TRANSPARENT_HUGEPAGE, *LAZYFREE, *HUGETLB, *replacements]))
 
 
 @functools.cache
@@ -104,7 +107,7 @@ class Model:
     def mmap(self, at: int, size: int, prot: int, flags: int, file: int, offset: int) -> int:
         if not flags & MAP_ANONYMOUS:
             which = self.file(file)
-        elif flags & MAP_SHARED:
+        elif flags & (MAP_SHARED | MAP_HUGETLB):
             which, offset = self.call(new_file, size >> PAGE_SHIFT, mm=False), 0
         else:
             which = 0

@@ -16,7 +16,7 @@ FAR = 2 * PUD
 # Where things happen: near the borders of page tables, so that VMAs and tables end beside each other.
 ANCHORS = [0, 0, 0, PMD, PMD, 2 * PMD, 3 * PMD, PUD - PMD, PUD, PUD + PMD]
 PRIVATE, SHARED = 0x02, 0x01
-ANONYMOUS, GROWSDOWN, NORESERVE, STACK = 0x20, 0x100, 0x4000, 0x20000
+ANONYMOUS, GROWSDOWN, NORESERVE, STACK, HUGETLB = 0x20, 0x100, 0x4000, 0x20000, 0x40000
 KINDS = [PRIVATE | ANONYMOUS] * 3 + [SHARED | ANONYMOUS, PRIVATE, SHARED]
 KINDS += [PRIVATE | ANONYMOUS | more for more in (NORESERVE, GROWSDOWN, STACK)]
 PRIVATE_MEMORY = [kind for kind in KINDS if kind & PRIVATE and kind & ANONYMOUS]
@@ -129,25 +129,24 @@ programs = st.lists(
 
 BLOCKS = 4  # of 2 MiB
 SOMEWHERE_ELSE = 8 * PMD
+MOST_CHILDREN = 7  # from the first one that lives on: of which it is known whether a page was kept from them
 
 
 class Dense:
     """One random program of calls in a few blocks of 2 MiB, most of them mapped, most with huge pages."""
 
+    unit = PAGE
+    elsewhere = SOMEWHERE_ELSE
+
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.collapses = random.random() < 0.5  # of private memory only: files are not modelled
+        self.collapses = random.random() < 0.5  # then no 2 MiB of files are mapped: those are not modelled
         self.huge = random.random() < 0.8
-        # Which child has a page is known as long as every one had all that was there; else one lives at a time.
-        self.marks = (
-            MARKS if not self.huge and random.random() < 0.5 else [mark for mark in MARKS if mark not in (10, 18)]
-        )
-        self.alive = 0
-        self.lets_go = random.choice([FREE, PAGEOUT])  # not both: what was let go of lazily is not modelled
+        self.alive = self.forks = 0
         self.program: list[Call | None] = []
 
     def draw(self) -> list[Call]:
-        start = self.random.choice([0, 0, 0, PAGE, 5 * PAGE])
+        start = self.random.choice([0, 0, 0, self.unit, 5 * self.unit])
         self.program.append(("mmap", start, BLOCKS * PMD, READ_WRITE, self.random.choice(PRIVATE_MEMORY), 0, 0))
         for _ in range(self.random.randint(0, 2)):
             self.mmap(*self.place())
@@ -171,7 +170,9 @@ class Dense:
         )
 
     def mmap(self, start: int, size: int) -> None:
-        kinds = OF_FILES if not self.collapses and self.random.random() < 0.15 else PRIVATE_MEMORY
+        kinds = OF_FILES if self.random.random() < 0.15 else PRIVATE_MEMORY
+        if self.collapses and kinds is OF_FILES:
+            size = min(size, PMD - PAGE)
         prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
         where = self.random.randint(0, 1), self.random.randint(0, 11) * PAGE
         self.program.append(("mmap", start, size, prot, self.random.choice(kinds), *where))
@@ -185,7 +186,7 @@ class Dense:
             case 1:
                 calls = [("read", self.address())]
             case 2:
-                advice = [DONTNEED] * 4 + [self.lets_go] * 3 + [COLD, REMOVE, *self.marks]
+                advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, REMOVE, *MARKS]
                 advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:
@@ -195,7 +196,8 @@ class Dense:
             case 5:
                 calls = [self.move(*where)]
             case 6:
-                if not self.alive or self.marks is not MARKS:
+                self.forks = self.forks + 1 if self.alive else 1
+                if self.forks <= MOST_CHILDREN:
                     self.alive += 1
                     calls = [("fork",)]
             case 7:
@@ -207,10 +209,12 @@ class Dense:
         self.program += calls
 
     def move(self, start: int, size: int) -> Call | None:
-        to = self.random.choice([start + SOMEWHERE_ELSE, start + SOMEWHERE_ELSE, self.address(), SOMEWHERE_ELSE])
-        to += self.random.choice([0, 0, 0, PAGE, PMD])
+        to = self.random.choice([start + self.elsewhere] * 2 + [self.address(), self.elsewhere])
+        to += self.random.choice([0, 0, 0, self.unit, PMD])
         keep = self.random.random() < 0.3
         new_size = size if keep or self.random.random() < 0.7 else self.place()[1]
+        if self.collapses:
+            new_size = min(new_size, size)
         if start < to + new_size and to < start + size:
             return None
         return "mremap", start, size, new_size, MAY_MOVE_FIXED | (DONT_UNMAP if keep else 0), to
@@ -218,3 +222,90 @@ class Dense:
 
 def dense(seed: int) -> list[Call]:
     return Dense(Random(seed)).draw()
+
+
+class Small(Dense):
+    """The same in a few pages on either side of borders of page tables, of files as well, none huge."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.collapses = self.huge = False
+        self.kinds = random.choice([KINDS, KINDS, PRIVATE_MEMORY, [PRIVATE, SHARED]])
+        borders = random.sample(sorted(set(ANCHORS)), random.choice([1, 1, 2, 2, 3]))
+        self.first = [max(border - random.choice([0, 4, 8]) * PAGE, 0) for border in borders]
+
+    def draw(self) -> list[Call]:
+        for start in self.first:
+            self.mmap(start, self.random.randint(6, 16) * PAGE)
+        for _ in range(self.random.randint(0, 3)):
+            self.mmap(*self.place())
+        for _ in range(self.random.randint(10, 50)):
+            self.call()
+        return numbered(self.program)
+
+    def address(self) -> int:
+        return self.random.choice(self.first) + self.random.randint(0, 15) * PAGE
+
+    def place(self) -> tuple[int, int]:
+        start, other = self.address(), self.address()
+        if start < other and self.random.random() < 0.3:
+            return start, other - start
+        return start, self.random.randint(1, 9) * PAGE
+
+    def mmap(self, start: int, size: int) -> None:
+        prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
+        where = self.random.randint(0, 1), self.random.randint(0, 11) * PAGE
+        self.program.append(("mmap", start, size, prot, self.random.choice(self.kinds), *where))
+
+    def call(self) -> None:
+        random = self.random
+        match random.choices(range(3), [30, 1, 1])[0]:
+            case 0:
+                super().call()
+            case 1:
+                self.program.append(("punch", random.randint(0, 1), random.randint(0, 11) * PAGE, self.place()[1]))
+            case 2:
+                self.program.append(("truncate", random.randint(0, 1), random.randint(1, 24) * PAGE))
+
+
+def small(seed: int) -> list[Call]:
+    return Small(Random(seed)).draw()
+
+
+class HugeTLB(Dense):
+    """Of whole blocks, of which MAP_HUGETLB's and others' lie side by side; some of GiB, of which little is there."""
+
+    unit = PMD
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.collapses = False
+        self.huge = random.random() < 0.3
+        self.gigabytes = random.random() < 0.3
+        self.elsewhere = 4 * PUD if self.gigabytes else SOMEWHERE_ELSE
+
+    def address(self) -> int:
+        block = self.random.randrange(BLOCKS) * PMD
+        return block + self.random.randrange(3) * PUD if self.gigabytes else block
+
+    def place(self) -> tuple[int, int]:
+        size = self.random.randint(1, 3) * PMD
+        if self.gigabytes and self.random.random() < 0.5:
+            size += self.random.choice([PUD, PUD, 2 * PUD]) - 2 * PMD
+        return self.address(), size
+
+    def move(self, start: int, size: int) -> Call | None:
+        """Never to where a page table could be shared: there the kernel waits for itself (docs/cpu-side.md)."""
+        return super().move(start, size) if size < PUD else None
+
+    def mmap(self, start: int, size: int) -> None:
+        kind = self.random.choice([PRIVATE, SHARED]) | ANONYMOUS
+        if self.random.random() < 0.8:
+            # A part of private memory that moves leaks what was reserved for the rest, for good (6.18.44).
+            kind |= HUGETLB | (NORESERVE if kind & PRIVATE or self.gigabytes else 0)
+        prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
+        self.program.append(("mmap", start, size, prot, kind, 0, 0))
+
+
+def hugetlb(seed: int) -> list[Call]:
+    return HugeTLB(Random(seed)).draw()

@@ -6,13 +6,14 @@ what makes up for them is said.
 
 from __future__ import annotations
 
-from faultpath.designs import full_va, odp_implicit, odp_implicit_fixed
+from faultpath.designs import drm_gpusvm, full_va, kvm, odp_implicit, odp_implicit_fixed, uvm_hmm
 from faultpath.kernel import hmm, mmu_notifier, srcu, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
 from faultpath.scenarios import SCENARIOS
-from mutants.designs import FULL_VA, REFCOUNT, SRCU, TWO_PAGES, two_pages_fault
+from mutants import tracked
+from mutants.designs import FULL_VA, GPUSVM, KVM, REFCOUNT, SRCU, TWO_PAGES, UVM, two_pages_fault
 from mutants.engine import Edit, Mutant, Subject, mutated
 
 SCENARIO = {scenario.name: scenario for scenario in SCENARIOS}
@@ -464,6 +465,119 @@ ODP = [
         ("    wait_srcu_gp(dev.odp_srcu, mr.rcu)\n", ""),
         at="fault-vs-dontneed",
         breaks="lifetime",
+    ),
+]
+
+NO_RETRY = (
+    "    if gpu.hmm_invalidate_seqnum != va_block.changed:  # hmm_range_fault_retry()\n"
+    "        return MORE_PROCESSING_REQUIRED\n"
+)
+
+BLOCKS = [
+    bug(
+        UVM,
+        "a block's own count is not looked at",
+        uvm_hmm.hmm_make_resident_cpu,
+        (NO_RETRY, ""),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        UVM,
+        "a block's own count is not raised",
+        uvm_hmm.hmm_invalidate,
+        ("        va_block.changed += 1\n", ""),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        UVM,
+        "a block's own count in place of read_begin as well",
+        uvm_hmm.hmm_make_resident_cpu,
+        ("mmu_interval_read_begin(va_block)", "va_block.invalidate_seq"),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        UVM,
+        "a block's lock held over read_begin",
+        uvm_hmm.hmm_make_resident_cpu,
+        ("    mutex_unlock(va_block.lock)\n", ""),
+        ("    mutex_lock(va_block.lock)\n", ""),
+        at="two-invalidations",
+        breaks="locks|progress",
+    ),
+    bug(
+        UVM,
+        "bottom halves are not waited for",
+        uvm_hmm.uvm_va_space_mm_shutdown,
+        ("    mutex_lock(gpu.service_lock)  # uvm_gpu_replayable_buffer_flush()\n", ""),
+        ("    mutex_unlock(gpu.service_lock)\n", ""),
+        at="teardown-vs-fault",
+        breaks="lifetime",
+    ),
+    bug(
+        UVM,
+        "a block is freed before its notifier is removed",
+        uvm_hmm.uvm_hmm_va_space_destroy,
+        (
+            "        mmu_interval_notifier_remove(va_block)\n        uvm_va_block_kill(va_block)\n",
+            "        uvm_va_block_kill(va_block)\n        mmu_interval_notifier_remove(va_block)\n",
+        ),
+        at="teardown-vs-munmap",
+        breaks="lifetime",
+    ),
+]
+
+PLAIN = [
+    bug(
+        KVM,
+        "a fault trusts the merged range alone",
+        kvm.mmu_invalidate_retry_hva,
+        ("return kvm.mmu_invalidate_seq != mmu_seq", "return 0"),
+        at="fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "a fault trusts the sequence number alone",
+        kvm.mmu_invalidate_retry_hva,
+        ("if in_progress and hva >=", "if False and hva >="),
+        at="fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "sequence number read after the page was looked up",
+        kvm.direct_page_fault,
+        ("    mmu_seq = kvm.mmu_invalidate_seq\n", ""),
+        ("    ret = RET_PF_RETRY\n", "    ret = RET_PF_RETRY\n    mmu_seq = kvm.mmu_invalidate_seq\n"),
+        at="fault-vs-reclaim",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "an invalidation takes the place of the one in progress",
+        kvm.kvm_mmu_invalidate_begin,
+        ("if kvm.mmu_invalidate_in_progress == 1:", "if kvm.mmu_invalidate_in_progress:"),
+        at="background",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "memslots swapped while an invalidation is in progress",
+        kvm.kvm_swap_active_memslots,
+        ("    while kvm.mn_active_invalidate_count:\n", "    while False:\n"),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        KVM,
+        "range_end wakes nobody who changes memslots",
+        kvm.kvm_mmu_notifier_invalidate_range_end,
+        ("    if wake:\n        wake_up(kvm.mn_memslots_update_rcuwait)\n", ""),
+        at="first-fault-vs-dontneed",
+        breaks="progress",
     ),
 ]
 
@@ -924,7 +1038,108 @@ CPU_SIDE = [
     ),
 ]
 
-MUTANTS = [*DRIVER, *ODP, *CORE, *CPU_SIDE]
+RANGES = [
+    bug(
+        GPUSVM,
+        "a bind committed without asking for the pages",
+        drm_gpusvm.xe_vm_range_rebind,
+        ("    if not r.has_dma_mapping:\n        up_read(vm.notifier_lock)\n        return -EAGAIN\n", ""),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        GPUSVM,
+        "pages taken without asking for the sequence number",
+        drm_gpusvm.map_pages,
+        (
+            "        if mmu_interval_read_retry(r.notifier, seq):\n"
+            "            up_read(vm.notifier_lock)\n"
+            "            return -EAGAIN\n",
+            "",
+        ),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        GPUSVM,
+        "a callback that leaves the pages valid",
+        drm_gpusvm.xe_svm_range_notifier_event_end,
+        ("    r.has_dma_mapping = 0\n", ""),
+        at="first-fault-vs-dontneed",
+        breaks="coherence",
+    ),
+    bug(
+        GPUSVM,
+        "pages got for a range that is to go",
+        drm_gpusvm.map_pages,
+        ("        if r.unmapped:\n            up_read(vm.notifier_lock)\n            return -EFAULT\n", ""),
+        at="background",
+        breaks="coherence",
+    ),
+    bug(
+        GPUSVM,
+        "a range taken from the tree without the lock",
+        drm_gpusvm.drm_gpusvm_range_remove,
+        ("    down_read(vm.notifier_lock)\n", ""),
+        ("    up_read(vm.notifier_lock)\n", ""),
+        at="unmapped-twice",
+        breaks="lifetime|structure",
+    ),
+    bug(
+        GPUSVM,
+        "a notifier freed that is still registered",
+        drm_gpusvm.drm_gpusvm_range_remove,
+        ("        if not notifier.removed:\n            mmu_interval_notifier_remove(notifier)\n", ""),
+        at="fault-vs-munmap",
+        breaks="lifetime",
+    ),
+    bug(
+        GPUSVM,
+        "a range on the garbage collector's list twice",
+        drm_gpusvm.xe_svm_garbage_collector_add_range,
+        ("    if not r.gc_linked:\n", "    if vm.size:\n"),
+        at="unmapped-twice",
+        breaks="lifetime|progress",
+    ),
+    bug(
+        GPUSVM,
+        "closed without the notifier lock",
+        drm_gpusvm.xe_vm_close,
+        ("    down_read(vm.notifier_lock)\n", ""),
+        ("    up_read(vm.notifier_lock)\n", ""),
+        at="teardown-vs-munmap",
+        breaks="lifetime",
+    ),
+    bug(
+        GPUSVM,
+        "closed without waiting for the garbage collector",
+        drm_gpusvm.xe_vm_close_and_put,
+        ("    flush_work(vm.gc_work)\n", ""),
+        at="teardown-vs-munmap",
+        breaks="lifetime",
+    ),
+    bug(
+        GPUSVM,
+        "VM looked up, reference taken after the lock",
+        drm_gpusvm.xe_pagefault_service,
+        (
+            "    if vm:\n        refcount_inc(vm.refcount)\n    up_read(xe.usm_lock)\n",
+            "    up_read(xe.usm_lock)\n    if vm:\n        refcount_inc(vm.refcount)\n",
+        ),
+        at="teardown-vs-fault",
+        breaks="lifetime",
+    ),
+    bug(
+        GPUSVM,
+        "a callback that must not block takes the lock",
+        drm_gpusvm.drm_gpusvm_notifier_invalidate,
+        ("    if not mmu_range.blockable:\n        return 0\n", ""),
+        at="oom-vs-munmap",
+        breaks="locks",
+    ),
+]
+
+MUTANTS = [*DRIVER, *ODP, *BLOCKS, *RANGES, *PLAIN, *CORE, *CPU_SIDE, *tracked.MUTANTS]
 
 HARMLESS = [
     # Whatever it reads was so at some moment, and a number read too early only makes the fault retry. (Memory is
@@ -1015,6 +1230,24 @@ HARMLESS = [
         odp_implicit.mlx5_ib_dereg_mr,
         ("    umem.private = NULL\n", ""),
         at="teardown-vs-munmap",
+        breaks="holds",
+    ),
+    # An invalidation of its block that the fault raises makes hmm_range_fault() give up by itself.
+    bug(
+        UVM,
+        "a fault's own invalidations make it retry",
+        uvm_hmm.hmm_invalidated,
+        ("mutex_is_mine(gpu.service_lock)", "0"),
+        at="fault-vs-cow",
+        breaks="holds",
+    ),
+    # A memslot is only ever added, which is one step here, and whoever still reads the other copy may see it or not.
+    bug(
+        KVM,
+        "the other copy of the memslots changed without waiting for its readers",
+        kvm.kvm_swap_active_memslots,
+        ("    synchronize_srcu(kvm.srcu)\n", ""),
+        at="first-fault-vs-dontneed",
         breaks="holds",
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from faultpath.scenario import Scenario
-from mutants.designs import FULL_VA, REFCOUNT, SRCU, TWO_PAGES
+from mutants.designs import FULL_VA, GPUSVM, KVM, REFCOUNT, SRCU, TWO_PAGES
 from mutants.engine import Mutant, Subject, checked, found
 from mutants.table import HARMLESS, MUTANTS, SCENARIO
 
@@ -43,6 +43,8 @@ WORLDS = {
     TWO_PAGES: ["fault-vs-dontneed", "two-invalidations"],
     REFCOUNT: sorted({m.scenario.name for m in MUTANTS if m.subject is REFCOUNT} - LARGE),
     SRCU: sorted({m.scenario.name for m in MUTANTS if m.subject is SRCU} - LARGE),
+    KVM: sorted({m.scenario.name for m in MUTANTS if m.subject is KVM}),
+    GPUSVM: sorted({m.scenario.name for m in MUTANTS if m.subject is GPUSVM} - LARGE),
 }
 
 

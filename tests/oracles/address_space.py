@@ -208,15 +208,11 @@ class AddressSpace:
             return self.merge(vma)
         if start == vma.start and left and left.goes_on_in(new) and left.kind == new.kind and friends(left, new):
             self.boundary(vma, end)
-            self.resize(vma, end, vma.end)
-            left.anon = left.anon or new.anon
-            self.resize(left, left.start, end)
+            self.hand_over(vma, (end, vma.end), left, (left.start, end))
             return left
         if end == vma.end and right and new.goes_on_in(right) and right.kind == new.kind and friends(new, right):
             self.boundary(vma, start)
-            self.resize(vma, vma.start, start)
-            right.anon = right.anon or new.anon
-            self.resize(right, start, right.end)
+            self.hand_over(vma, (vma.start, start), right, (start, right.end))
             return right
         if start > vma.start:
             self.split(vma, start)
@@ -225,6 +221,12 @@ class AddressSpace:
             self.split(vma, end)
         vma.prot, vma.words = prot, words
         return vma
+
+    def hand_over(self, vma: Vma, rest: tuple[int, int], taker: Vma, whole: tuple[int, int]) -> None:
+        """A boundary moves: a part of a VMA is its neighbour's from now on."""
+        self.resize(vma, *rest)
+        taker.anon = taker.anon or vma.anon
+        self.resize(taker, *whole)
 
     def containing(self, address: int) -> Vma:
         found = self.at(address)
@@ -434,16 +436,28 @@ class AddressSpace:
         """Every private VMA that has an anon_vma is copied, unless it is kept from the child; the child's number."""
         if not self.children:
             self.forks = 0
+        number = min(self.forks + 1, 14)
         for vma in list(self.vmas):
-            if vma.anon and not vma.flags & SHARED and not vma.words & {"unforked", "wiped"}:
+            if not vma.anon or vma.flags & SHARED:
+                continue
+            if vma.words & {"unforked", "wiped"}:
+                for address in self.pages_in(vma.start, vma.end):
+                    page = self.pages[address]
+                    if page.anonymous and (page.own or not self.shared(page)):
+                        page.born_after = number  # not this child's either
+            else:
                 self.raise_event(vma.start, vma.end, Event.PROTECTION_PAGE)
                 for address in self.pages_in(vma.start, vma.end):
                     page = self.pages[address]
                     page.writable = page.own = False
                     page.born_after = page.born_after if self.children else 0
-        self.forks = min(self.forks + 1, 14)
-        self.children.add(self.forks)
-        return self.forks
+        self.forks = number
+        self.children.add(number)
+        return number
+
+    def shared(self, page: Page) -> bool:
+        """Whether a child that lives was made after the page."""
+        return any(child > page.born_after for child in self.children)
 
     def child_ends(self, child: int) -> None:
         if child < 14:  # of later ones only is known that there were some
@@ -487,7 +501,7 @@ class AddressSpace:
             else:
                 self.put(address, Page(bool(vma.file and shared and vma.prot & WRITE)))
         elif write and not page.writable:
-            lonely = page.anonymous and (page.own or not any(c > page.born_after for c in self.children))
+            lonely = page.anonymous and (page.own or not self.shared(page))
             if shared or lonely:
                 page.writable, page.own = True, page.anonymous
                 return

@@ -276,6 +276,7 @@ class OdpImplicit(Driver):
         self.lock("driver")
         child.pages.add(page)
         self.counts.n["device_commands"] += 1
+        self.counts.n["page_faults"] += 1
         return 0
 
     def callback(self, node: Node, start: int, end: int, event: Event) -> None:

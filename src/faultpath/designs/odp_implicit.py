@@ -14,34 +14,37 @@ implicit ODP race" (de5ed007a03d, March 2020, Linux 5.6), and what the fault doe
 An MR goes back to a cache in the end, which is to free it here.
 
 The MR is writable, so every fault asks for write access, as in the driver: reading memory that the process itself may
-only read is refused. The shadow (dma_list) and the device's MTTs are one table here, since both are written under
-umem_mutex. The implicit MR and its ib_umem_odp are one object, and its mkey is the only one in ``odp_mkeys``. MR cache,
-prefetch and the command that resumes the stalled queue pair are not modelled; commands and kvcalloc() do not fail.
+only read is refused. The implicit MR and its ib_umem_odp are one object, and its mkey is the only one in ``odp_mkeys``.
+MR cache, prefetch and the command that resumes the stalled queue pair are not modelled; commands do not fail.
+
+``page_faults`` are the implicit MR's. Invalidations are counted for the child, an MR that no tool shows: what ``rdma
+statistic`` prints as the implicit MR's page_invalidations stays 0.
 """
 
 from __future__ import annotations
 
 from faultpath.design import Design, Parameter
+from faultpath.designs.umem_odp import (
+    ODP_WRITE_ALLOWED,
+    Umem,
+    ib_init_umem_odp,
+    ib_umem_odp_map_dma_and_lock,
+    ib_umem_odp_release,
+)
 from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EBUSY, EFAULT, EINVAL, ENOMEM
-from faultpath.kernel.hmm import hmm_range_fault
+from faultpath.kernel.errno import EFAULT, ENOMEM
 from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput, mmput_async
+from faultpath.kernel.mm.fork import mmget_not_zero, mmput
 from faultpath.kernel.mmu_notifier import (
     IntervalNotifier,
     Mm,
     Range,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
     mmu_interval_set_seq,
 )
 from faultpath.kernel.primitives.atomic import Atomic, atomic_dec_and_test, atomic_inc, atomic_read
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, kvcalloc, kvfree, off_stack, on_stack
+from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
 from faultpath.kernel.primitives.lists import queue_work
 from faultpath.kernel.primitives.locks import (
-    down_read,
     mutex_lock,
     mutex_unlock,
     refcount_dec_and_test,
@@ -51,21 +54,12 @@ from faultpath.kernel.primitives.locks import (
     refcount_set,
     spin_lock,
     spin_unlock,
-    up_read,
 )
 from faultpath.kernel.primitives.mtt import mtt_zap
 from faultpath.kernel.primitives.pagetable import (
-    FRAME_SHIFT,
-    PAGE_SHIFT,
-    VALID,
-    WRITE,
     pt_clear,
-    pt_free,
     pt_get,
-    pt_init,
-    pt_set,
 )
-from faultpath.kernel.primitives.time import timed_out
 from faultpath.kernel.primitives.wait import wake_up
 from faultpath.kernel.primitives.xarray import xa_cmpxchg, xa_destroy, xa_erase, xa_load, xa_next, xa_store
 from faultpath.kernel.srcu import (
@@ -77,12 +71,11 @@ from faultpath.kernel.srcu import (
     wait_srcu_gp,
 )
 from faultpath.protocol.language import NULL, Ops, count, protocol, wait_event
-from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, RefCount, Struct, WaitQueue, Work, XaLock, XArray
+from faultpath.protocol.struct import ParentMutex, RefCount, Struct, WaitQueue, Work, XaLock, XArray
 
 LOOKUP_STEPS = INDEX["lookup_steps"]
 
 MKEY = 0  # mlx5_base_mkey() of the implicit MR's key, by which the application's requests name it
-ODP_WRITE_ALLOWED = 1
 SRCU = 1  # protection=srcu
 
 
@@ -108,21 +101,11 @@ class Imr(Mkey):
     q_deferred_work: WaitQueue
 
 
-class Umem(IntervalNotifier):
-    """``struct ib_umem_odp`` of a child; 240 bytes in C, its two tables apart."""
-
-    interval_bytes = 240
-    umem_mutex: Mutex
-    npages: int
-    private: int  # the Mr, once there is one and until it is revoked
-    pt: PageTable  # dma_list and MTTs
-
-
 class Mr(Mkey):
-    """``struct mlx5_ib_mr`` of a child."""
+    """``struct mlx5_ib_mr`` of a child, or of an explicit MR."""
 
     umem: Umem
-    parent: Imr
+    parent: Imr  # NULL: explicit
     odp_destroy: Work
     rcu: int  # odp_destroy.rcu: the grace period that call_srcu() waits for
     elm: int  # odp_destroy.elm: the next on the list
@@ -146,21 +129,6 @@ def update_ksm(imr: Imr, idx: int) -> None:
     count("device_commands")
     xa_store(imr.ksm, idx, xa_load(imr.children, idx, SCRATCH))
     mutex_unlock(imr.umem_mutex)
-
-
-@protocol
-def ib_umem_odp_release(umem: Umem) -> None:
-    """ib_umem_odp_release(): unmap, remove the interval, free."""
-    mutex_lock(umem.umem_mutex)
-    pt_clear(umem.pt, umem.start, umem.last + 1)
-    umem.npages = 0
-    mutex_unlock(umem.umem_mutex)
-    mmu_interval_notifier_remove(umem)
-    entries = (umem.last + 1 - umem.start) >> PAGE_SHIFT
-    pt_free(umem.pt)
-    kvfree(8 * entries)
-    kvfree(8 * entries)
-    kfree(umem)
 
 
 # --- protection=refcount: Linux 6.1
@@ -336,7 +304,7 @@ def mlx5_ib_free_implicit_mr(dev: Mdev, imr: Imr) -> None:
 
 @protocol
 def mlx5_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
-    """mlx5_ib_invalidate_range(): the same for every event; clipped to the child."""
+    """mlx5_ib_invalidate_range(): the same for every event; clipped to the umem."""
     umem = Umem(mni)
     if not range.blockable:
         return 0
@@ -353,9 +321,10 @@ def mlx5_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) 
     end = min(umem.last + 1, range.end)
     umem.npages -= mtt_zap(umem.pt, start, end)
     if not umem.npages:
-        if mr.parent.protection == SRCU:
+        parent = mr.parent
+        if parent and parent.protection == SRCU:
             destroy_unused_implicit_child_mr_srcu(mr)
-        else:
+        elif parent:
             destroy_unused_implicit_child_mr(mr)
     mutex_unlock(umem.umem_mutex)
     return 1
@@ -391,19 +360,17 @@ def mlx5_ib_alloc_implicit_mr(mm: Mm, child: int, protection: int) -> Mdev:
 
 @protocol
 def ib_umem_odp_alloc_child(imr: Imr, idx: int) -> int:
-    """ib_umem_odp_alloc_child() and ib_init_umem_odp(): a umem that is called back from now on, or -errno."""
+    """ib_umem_odp_alloc_child(): a umem that is called back from now on, or -errno."""
     umem = kmalloc(Umem, GFP_KERNEL)
     if not umem:
         return -ENOMEM
     if not mmget_not_zero(imr.mm):
         kfree(umem)
         return -EFAULT
-    size = 1 << imr.child_shift
-    start = idx << imr.child_shift
-    kvcalloc(8 * (size >> PAGE_SHIFT))  # pfn_list
-    kvcalloc(8 * (size >> PAGE_SHIFT))  # dma_list
-    pt_init(umem.pt, start, start + size)
-    mmu_interval_notifier_insert(umem, imr.mm, start, size, mlx5_mn_ops)
+    ret = ib_init_umem_odp(umem, imr.mm, idx << imr.child_shift, 1 << imr.child_shift, mlx5_mn_ops)
+    if ret:
+        kfree(umem)
+        umem = Umem(ret)
     mmput(imr.mm)
     return umem
 
@@ -441,48 +408,17 @@ def implicit_get_child_mr(imr: Imr, idx: int) -> int:
 
 
 @protocol
-def ib_umem_odp_map_dma_and_lock(umem: Umem, addr: int, access: int) -> int:
-    """ib_umem_odp_map_dma_and_lock() for one page: 0 with umem_mutex held, or -errno."""
-    mm = umem.mm
-    if not mmget_not_zero(mm):
-        return -EINVAL
-    while True:
-        seq = mmu_interval_read_begin(umem)
-        down_read(mm.mmap_lock)
-        pfn = hmm_range_fault(mm, umem, seq, addr, access & ODP_WRITE_ALLOWED)
-        up_read(mm.mmap_lock)
-        if pfn == -EBUSY and not timed_out():
-            count("fault_retries")
-            continue
-        if pfn < 0:
-            mmput_async(mm)
-            return pfn
-        mutex_lock(umem.umem_mutex)
-        if mmu_interval_read_retry(umem, seq):
-            mutex_unlock(umem.umem_mutex)
-            count("fault_retries")
-            continue
-        break
-    # ib_umem_odp_map_dma_single_page(): what is mapped already keeps its address
-    entry = pt_get(umem.pt, addr) & ~WRITE
-    if not entry:
-        umem.npages += 1
-        entry = VALID | pfn >> FRAME_SHIFT << FRAME_SHIFT
-    if access & ODP_WRITE_ALLOWED:
-        entry = entry | WRITE
-    pt_set(umem.pt, addr, entry)
-    mmput_async(mm)
-    return 0
-
-
-@protocol
 def pagefault_real_mr(mr: Mr, addr: int) -> int:
-    """pagefault_real_mr(): map the page, then tell the device under the same mutex (one UMR)."""
+    """pagefault_real_mr(): map the page, then tell the device under the same mutex (one UMR).
+
+    What it returns is added to page_faults of the MR that the mkey named, by the caller.
+    """
     umem = mr.umem
     ret = ib_umem_odp_map_dma_and_lock(umem, addr, ODP_WRITE_ALLOWED)
     if ret < 0:
         return ret
     count("device_commands")
+    count("page_faults")
     mutex_unlock(umem.umem_mutex)
     return 0
 
@@ -585,5 +521,6 @@ design = Design(
         ),
         Parameter("protection", "refcount", "how a lookup keeps its child alive", choices=("refcount", "srcu")),
     ],
+    counters=["page_faults"],
     doc=__doc__,
 )

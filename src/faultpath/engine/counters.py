@@ -25,7 +25,7 @@ COUNTERS: dict[str, str] = {
     "interval_bytes_peak": "most bytes held at once by interval objects and the tables allocated with them (C sizes)",
     "lookups": "searches for an interval or child by the driver, on faults, unmaps and teardown",
     "lookup_steps": "tree or xarray nodes read by those lookups",
-    "walk_steps": "interval tree nodes read by the core to find whom an invalidation concerns",
+    "walk_steps": "interval tree nodes read to find whom an invalidation concerns, by the core; by KVM, which memslots",
     "vma_steps": "VMA tree nodes read by find_vma on behalf of the driver or hmm_range_fault",
     "deferred_ops": "inserts, removals and updates parked on deferred_list until the last range_end",
     "work_items": "work items run (deferred destruction)",
@@ -39,7 +39,27 @@ COUNTERS: dict[str, str] = {
 # a real machine's numbers can be put beside them.
 DRIVER_COUNTERS: dict[str, str] = {
     "page_faults": "pages mapped by faults, those of no effect included: `rdma statistic show mr`",
-    "page_invalidations": "entries in the runs of MTTs that callbacks cleared: `rdma statistic show mr`",
+    "page_invalidations": "entries in the runs of MTTs that callbacks cleared, and one more for each run that is cut: "
+    "`rdma statistic show mr`",
+    "svm_pagefault_count": "faults on mirrored memory: Xe's `gtstats` in debugfs",
+    "tlb_inval_count": "TLB invalidations sent to the GuC, by callbacks, unbinds and close: Xe's `gtstats`",
+    "svm_tlb_inval_count": "ranges that callbacks zapped (a TLB invalidation may serve several): Xe's `gtstats`",
+    "svm_4K_pagefault_count": "rounds of faults that found or made a range of 4 KiB: Xe's `gtstats`",
+    "svm_64K_pagefault_count": "rounds of faults that found or made a range of 64 KiB: Xe's `gtstats`",
+    "svm_2M_pagefault_count": "rounds of faults that found or made a range of 2 MiB: Xe's `gtstats`",
+    "svm_4K_valid_pagefault_count": "rounds of faults that found a bound and valid range of 4 KiB: Xe's `gtstats`",
+    "svm_64K_valid_pagefault_count": "rounds of faults that found a bound and valid range of 64 KiB: Xe's `gtstats`",
+    "svm_2M_valid_pagefault_count": "rounds of faults that found a bound and valid range of 2 MiB: Xe's `gtstats`",
+    "replayable_faults": "faults serviced, as often as they were: UVM's `fault_stats` (uvm_enable_debug_procfs)",
+    "replayable_faults_bh": "runs of the bottom half, one for each fault here: UVM's `info` (uvm_enable_debug_procfs)",
+    "replays_start": "replays after a batch, one for each fault here: `replays: start` in UVM's `fault_stats`",
+    "pf_taken": "page faults of the guest that KVM took, those done again included: KVM's debugfs, all vCPUs",
+    "pf_fixed": "those of them that made or changed an SPTE",
+    "pf_emulate": "those of them outside every memslot: the access is emulated, here by an exit to user space (MMIO)",
+    "pf_spurious": "those of them that found the SPTE as it would have become",
+    "pf_fast": "those of them that were dealt with outside mmu_lock (fast_page_fault)",
+    "pf_mmio_spte_created": "SPTEs made for addresses outside every memslot",
+    "remote_tlb_flush_requests": "flushes of the vCPUs' TLBs that KVM asked for, by callbacks that zapped something",
     "kfd_page_fault_start": "ranges that a retry fault had validated and mapped: KFD's SMI event PAGE_FAULT_START",
     "kfd_page_fault_end": "those for which that is over, whatever came of it: SMI event PAGE_FAULT_END",
     "kfd_queue_eviction": "times that all queues of the process were stopped: SMI event QUEUE_EVICTION",
@@ -61,13 +81,13 @@ EXIT_COUNTERS: dict[str, str] = {
 
 LOCKS: dict[str, str] = {
     "mmap_lock": "the mm's `mmap_lock` (`mmap_sem` before 5.8), by mode; the process's own calls and faults included",
-    "driver": "held around read_retry and the device PTE write: `svmm->mutex`, `umem_mutex`, `dmirror->mutex`",
-    "driver_parent": "a driver's second, outer mutex: `svm->mutex`, the parent MR's `umem_mutex`",
+    "driver": "held around read_retry and the device PTE write: `svmm->mutex`, `umem_mutex`, `mmu_lock` ...",
+    "driver_parent": "a driver's second, outer lock: `svm->mutex`, the parent MR's `umem_mutex`, `slots_lock` ...",
     "subscriptions": "`mmu_notifier_subscriptions.lock`, one per mm",
-    "xa_lock": "the lock of an XArray: the device's mkeys, a parent MR's children",
+    "xa_lock": "the lock of an XArray: the device's mkeys, rxe's pool of MRs, a parent MR's children",
     "srcu": "SRCU read sections entered",
     "spinlock": "any other spinlock",
-    "rwsem": "any other read-write semaphore",
+    "rwsem": "any other read-write semaphore; the lock of an application's cache of MRs",
 }
 
 

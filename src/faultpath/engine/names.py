@@ -13,7 +13,7 @@ from faultpath.kernel import errno
 from faultpath.kernel.mmu_notifier import ULONG_MAX
 from faultpath.kernel.primitives import pagetable
 from faultpath.protocol.language import Primitive
-from faultpath.protocol.struct import Embedded, Field, Mutex, PageTable, RwSem, SpinLock, Struct
+from faultpath.protocol.struct import Embedded, Field, Mutex, PageTable, RwLock, RwSem, SpinLock, Struct
 from faultpath.trace.ops import Event
 
 ERRORS = {value: name for name, value in vars(errno).items() if name.startswith("E")}
@@ -163,8 +163,8 @@ class Names:
         field = self.field_at(addr)
         if field is None:
             return self.value(value)
-        if issubclass(field.type, Mutex | SpinLock | RwSem):
-            return self.owner(value, issubclass(field.type, RwSem))
+        if issubclass(field.type, Mutex | SpinLock | RwSem | RwLock):
+            return self.owner(value, issubclass(field.type, RwSem | RwLock))
         if field.name == "event":
             return event(value)
         return self.value(value, pointer=issubclass(field.type, Struct))
@@ -201,7 +201,7 @@ class Names:
             struct = self.structs.get(values[1])
             shown = [spelled(struct.__name__) if struct else "table"]
             if name == "kmalloc":
-                shown.append("GFP_ATOMIC" if values[3] else "GFP_KERNEL")
+                shown.append(("GFP_KERNEL", "GFP_ATOMIC", "GFP_NOMEMALLOC")[values[3]])
         elif name in ("kfree", "off_stack"):
             shown = [self.value(values[0], pointer=True)]
         else:
@@ -218,7 +218,7 @@ class Names:
 
     def gave(self, target: Primitive, value: int) -> str:
         """What a primitive returned."""
-        if target.__name__ in ("pt_get", "pt_cmpxchg", "pt_unmap_frame"):
+        if target.__name__ in ("pt_get", "pt_cmpxchg", "pt_unmap_frame", "tlb_access"):
             return entry(value)
         finds = ("itree_", "hlist_", "xa_load", "xa_cmpxchg", "xa_erase", "_kmalloc", "take_work", "work_object")
         return self.value(value, pointer=target.__name__.startswith(finds))

@@ -79,7 +79,7 @@ def names_of(check: Check) -> Names:
     """Names of everything in the check's world as it is now."""
     modules = {f.__module__ for thread in check.threads for f in thread.program.functions}
     tables = [check.design.driver(), *check.design.ops]
-    known = check.design.fault.fn.__globals__
+    known = check.design.open.fn.__globals__ | check.design.fault.fn.__globals__
     numbers = {int(ops): next((n for n, v in known.items() if v is ops), check.design.name) for ops in tables}
     return Names(check.w, thread_names(check), numbers, modules)
 

@@ -64,7 +64,7 @@ from faultpath.engine.world import BRK, DOUBLE_FREE, TID, WORK_HEAD, WORK_TAIL, 
 from faultpath.kernel import workqueue
 from faultpath.kernel.mmu_notifier import Range
 from faultpath.kernel.primitives import count, debug, ghost, heap, pagetable, time
-from faultpath.kernel.primitives.heap import GFP_ATOMIC
+from faultpath.kernel.primitives.heap import GFP_KERNEL
 from faultpath.kernel.primitives.pagetable import DEVICE_BITS, FRAME_SHIFT, FULL, VALID
 from faultpath.protocol.language import helper, primitive, protocol
 from faultpath.protocol.struct import ROLES
@@ -224,8 +224,8 @@ def choose(w: Words) -> int:
 
 @helper(replaces=debug.may_fail, raw=True)
 def may_fail(w: Words, gfp: int) -> int:
-    """Atomic allocations fail as often as the scenario lets them."""
-    if gfp == GFP_ATOMIC and w[FAILURES] and choose(w):
+    """Allocations that can fail do so as often as the scenario lets them."""
+    if gfp != GFP_KERNEL and w[FAILURES] and choose(w):
         put(w, FAILURES, w[FAILURES] - 1)
         return 1
     return 0

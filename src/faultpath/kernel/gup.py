@@ -7,6 +7,7 @@ from faultpath.kernel.errno import EBUSY, EFAULT
 from faultpath.kernel.hmm import hmm_walk
 from faultpath.kernel.mm.vma import VMA_STEPS
 from faultpath.kernel.mmu_notifier import Mm
+from faultpath.kernel.primitives.pagetable import DEVICE_BITS, VALID, WRITE, pt_get
 from faultpath.protocol.language import protocol
 
 
@@ -24,3 +25,12 @@ def get_user_pages(mm: Mm, addr: int, write: int) -> int:
         ret = hmm_walk(mm, addr, write, steps)
         steps = SCRATCH
     return ret if ret >= 0 else -EFAULT
+
+
+@protocol
+def get_user_page_fast_only(mm: Mm, addr: int, write: int) -> int:
+    """get_user_page_fast_only(): what the CPU's page table has, without mmap_lock; 0 where it does not do."""
+    pte = pt_get(mm.pt, addr)
+    if pte & VALID and (pte & WRITE or not write):
+        return pte & DEVICE_BITS
+    return 0

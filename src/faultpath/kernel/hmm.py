@@ -1,4 +1,4 @@
-"""hmm_range_fault: mm/hmm.c, Linux 6.1, for one page and for many."""
+"""hmm_range_fault: mm/hmm.c, Linux 6.1, for one page and for many; and where it need not fault."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from faultpath.engine.world import SCRATCH
 from faultpath.kernel.errno import EBUSY, EFAULT, EPERM
 from faultpath.kernel.mm.fault import handle_mm_fault
 from faultpath.kernel.mm.raising import RAISES_ALL
-from faultpath.kernel.mm.vma import PMD_SIZE, PROT_READ, PROT_WRITE, VMA_STEPS, Vma
+from faultpath.kernel.mm.vma import PMD_SIZE, PROT_READ, PROT_WRITE, VMA_STEPS, Vma, find_vma
 from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNotifier, Mm
 from faultpath.kernel.primitives.itree import itree_first
-from faultpath.kernel.primitives.pagetable import DEVICE_BITS, PAGE_SIZE, VALID, WRITE, pt_get, pt_set
+from faultpath.kernel.primitives.pagetable import (
+    DEVICE_BITS,
+    PAGE_SIZE,
+    VALID,
+    WRITE,
+    pt_clear,
+    pt_copy,
+    pt_get,
+    pt_set,
+)
 from faultpath.protocol.language import protocol
 from faultpath.protocol.struct import PageTable
 
@@ -112,4 +121,21 @@ def hmm_range_fault_pages(
         if start < 0:
             return start
         steps = SCRATCH
+    return 0
+
+
+@protocol
+def hmm_range_snapshot(mm: Mm, sub: IntervalNotifier, seq: int, start: int, end: int, pfns: PageTable) -> int:
+    """hmm_range_fault() over a range without HMM_PFN_REQ_FAULT: what is there, where it may be read; mmap_lock is held.
+
+    :returns: 0 with the CPU PTEs in ``pfns``, or -EBUSY when an invalidation has begun since ``seq`` was read
+    """
+    if sub.invalidate_seq != seq:
+        return -EBUSY
+    pt_clear(pfns, start, end)
+    vma = find_vma(mm, start)
+    while vma and vma.start < end:
+        if vma.prot & PROT_READ:
+            pt_copy(pfns, mm.pt, max(start, vma.start), min(end, vma.last + 1))
+        vma = find_vma(mm, vma.last + 1)
     return 0

@@ -37,10 +37,18 @@ from faultpath.kernel.primitives.lists import (
     hlist_first,
     hlist_next,
     hlist_unhashed,
+    queue_work,
 )
 from faultpath.kernel.primitives.locks import down_write, spin_lock, spin_unlock, up_write
 from faultpath.kernel.primitives.wait import wake_up
-from faultpath.kernel.srcu import Srcu, srcu_read_lock, srcu_read_unlock, synchronize_srcu
+from faultpath.kernel.srcu import (
+    Srcu,
+    get_state_synchronize_srcu,
+    srcu_read_lock,
+    srcu_read_unlock,
+    synchronize_srcu,
+    wait_srcu_gp,
+)
 from faultpath.protocol.language import container_of, count, has_op, hook, protocol, wait_event
 from faultpath.protocol.struct import (
     HlistHead,
@@ -61,6 +69,7 @@ WALK_STEPS = INDEX["walk_steps"]
 ULONG_MAX = (1 << 62) - 1  # words are signed here: this stands for ~0UL, with room to add a page
 
 MMU_NOTIFY_UNMAP = int(Event.UNMAP)
+MMU_NOTIFY_SOFT_DIRTY = int(Event.SOFT_DIRTY)
 MMU_NOTIFY_RELEASE = int(Event.RELEASE)
 
 
@@ -97,8 +106,9 @@ class Mm(Struct):
     mappings: int  # how often a VMA has been linked
     forks: int  # while some child of an earlier fork lived
     children: int  # those that live, one bit each
-    folios: PageTable  # where folios of 2 MiB begin (mm/huge.py)
+    pages: int  # Pages: what else is known of them (mm/pages.py), if it is
     srcu: Srcu  # mm/mmu_notifier.c's own
+    detached: HlistHead  # mmu_notifier_tracked.py's intervals of VMAs that a munmap() has taken out
 
 
 class IntervalNode(Struct):
@@ -129,6 +139,8 @@ class Notifier(Struct):
     hlist: HlistNode
     ops: int
     mm: Mm
+    rcu: Work
+    gp: int  # rcu: the grace period that call_srcu() waits for
 
 
 class Range(Struct):
@@ -165,6 +177,11 @@ def ops_invalidate_range_end(ops: int, sub: Notifier, range: Range) -> int:
 @hook("mm_release")
 def ops_mm_release(ops: int, sub: Notifier, mm: Mm) -> int:
     """mmu_notifier_ops.release."""
+
+
+@hook("free_notifier")
+def ops_free_notifier(ops: int, sub: Notifier) -> int:
+    """mmu_notifier_ops.free_notifier."""
 
 
 @protocol
@@ -454,6 +471,27 @@ def mmu_notifier_unregister(sub: Notifier, mm: Mm) -> None:
         spin_unlock(subs.lock)
     synchronize_srcu(mm.srcu)
     mmdrop(mm)
+
+
+@protocol
+def mmu_notifier_free_rcu(sub: Notifier) -> None:
+    """mmu_notifier_free_rcu(): call_srcu()'s wait is the work's here."""
+    mm = sub.mm
+    wait_srcu_gp(mm.srcu, sub.gp)
+    ops_free_notifier(sub.ops, sub)
+    mmdrop(mm)
+
+
+@protocol
+def mmu_notifier_put(sub: Notifier) -> None:
+    """mmu_notifier_put() of the only reference: no release, and free_notifier once the callbacks that run are over."""
+    subs = sub.mm.notifier_subscriptions
+    spin_lock(subs.lock)
+    if not hlist_unhashed(sub.hlist):  # hlist_del_init_rcu() asks by itself
+        hlist_del_init_rcu(sub.hlist)
+    spin_unlock(subs.lock)
+    sub.gp = get_state_synchronize_srcu(sub.mm.srcu)
+    queue_work(sub.rcu, mmu_notifier_free_rcu, sub)
 
 
 @protocol

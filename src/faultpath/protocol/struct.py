@@ -119,6 +119,12 @@ class RwSem(Embedded):
     role = "rwsem"
 
 
+class RwLock(Embedded):
+    """``rwlock_t``; one word, like RwSem. Whoever waits for it spins."""
+
+    role = "driver"
+
+
 class MmapLock(RwSem):
     """``mm->mmap_lock`` (``mmap_sem`` before 5.8)."""
 
@@ -171,6 +177,12 @@ class IntervalTree(Embedded):
     """``struct rb_root_cached`` of an interval tree: root node, leftmost node."""
 
     words = 2
+
+
+class RangeTreeNode(Embedded):
+    """A node of a driver's own tree of ranges, laid out as an IntervalNode; its first word is not used."""
+
+    words = 7
 
 
 class XArray(Embedded):

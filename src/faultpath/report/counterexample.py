@@ -11,13 +11,16 @@ GAP = 2
 GUTTER = 5  # the line number, and a space
 
 
-def lines(result: dict[str, Any], width: int = 0, full: bool = False) -> list[str]:
+def lines(result: dict[str, Any], width: int = 0, full: bool = False, numbered: bool = True) -> list[str]:
     """The lines of a violated result.
 
     :param width: columns there are; 0: as many as it takes
     :param full: every access, not only those that tell the story
+    :param numbered: with the numbers of source lines, which come and go with any edit
     """
     steps = [s for s in result["counterexample"] if full or s["telling"] or s["violation"]]
+    if not numbered:
+        steps = [{**step, "where": step["where"].rpartition(":")[0] + ":"} for step in steps]
     threads = [t for t in result["threads"] if any(s["thread"] == t for s in result["counterexample"])]
     room = min(COLUMN, (width + GAP) // len(threads) - GAP) if width and threads else COLUMN
     if room < NARROWEST:

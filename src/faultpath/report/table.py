@@ -1,4 +1,4 @@
-"""The matrix of ``check --all``: designs against scenarios, whichever way round fits."""
+"""Designs against something else, in plain text, whichever way round fits: the matrix of ``check --all``."""
 
 from __future__ import annotations
 
@@ -9,32 +9,47 @@ LEGEND = (
     "holds: in every state; violated: see below; -: cannot happen with the driver; then states, and what was reached:",
     "c a fault completed, r a fault went round again, f a fault was refused, . not reachable",
 )
+VERDICTS = ("holds", "lifetime", "coherence", "coverage", "structure", "locks", "progress", "bounded")
 WIDE = 100  # where there is no terminal
 
 
 def matrix(results: list[dict[str, Any]], width: int) -> list[str]:
     """Its lines."""
-    width = width or WIDE
     names = headings(results)
-    designs = list(names.values())
     scenarios = list(dict.fromkeys(r["scenario"] for r in results))
     cells = {(names[r["label"]], r["scenario"]): cell(r) for r in results}
-    end = [*LEGEND, *(f"{name}: {label}" for label, name in names.items() if label != name), ""]
-    across = [["", *scenarios], *([d, *(cells.get((d, s), "-") for s in scenarios)] for d in designs)]
+    said = [f"{name}: {label}" for label, name in names.items() if label != name]
+    return [*fitted(list(names.values()), scenarios, cells, width), *LEGEND, *said, ""]
+
+
+def fitted(designs: list[str], others: list[str], cells: dict[tuple[str, str], str], width: int) -> list[str]:
+    """Lines of a table, a row for each design if that is not too wide; else a column each, in as many as are needed."""
+    width = width or WIDE
+    across = [["", *others], *([d, *(cells.get((d, o), "-") for o in others)] for d in designs)]
     if _width(across) <= width:
-        return [*_lines(across), "", *end]
+        return [*_lines(across), ""]
     out = []
     while designs:
         count = len(designs)
         while True:
             some = designs[:count]
-            down = [["", *some], *([s, *(cells.get((d, s), "-") for d in some)] for s in scenarios)]
+            down = [["", *some], *([o, *(cells.get((d, o), "-") for d in some)] for o in others)]
             if count == 1 or _width(down) <= width:
                 break
             count -= 1
         out += [*_lines(down), ""]
         designs = designs[count:]
-    return [*out, *end]
+    return out
+
+
+def summary(results: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table that says of each design in how many scenarios it holds, and what is violated in the others."""
+    names = headings(results)
+    said = [(names[r["label"]], r["property"] if r["verdict"] == "violated" else r["verdict"]) for r in results]
+    counts = Counter(said)
+    columns = [what for what in VERDICTS if any(other == what for _, other in said)]
+    rows = [[name, *(str(counts[name, what] or "") for what in columns)] for name in names.values()]
+    return _lines([["", *columns], *rows])
 
 
 def headings(results: list[dict[str, Any]]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from faultpath.report import explain
+from faultpath.report.table import headings
 from faultpath.report.units import duration, number, size
 
 # Counters worth a line per thousand device accesses: what scales with the work.
@@ -77,8 +78,8 @@ def console(out: IO[str] | None, columns: int) -> Console:
 def _table(results: list[dict[str, Any]], raw: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
-    for result in results:
-        table.add_column(result["design"], justify="right")
+    for heading in headings(results).values():
+        table.add_column(heading, justify="right")
     for name in results[0]["counters"]:
         show = size if name == "interval_bytes_peak" else number
         values = [r["counters"][name] for r in results]
@@ -114,12 +115,7 @@ def _locks(results: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _parameters(results: Iterable[dict[str, Any]]) -> str:
-    lines = [
-        f"{r['design']}: " + ", ".join(f"{k}={size(v) if k == 'child' else v}" for k, v in r["parameters"].items())
-        for r in results
-        if r["parameters"]
-    ]
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{r['design']}: {r['settings'].replace(',', ', ')}\n" for r in results if r["settings"])
 
 
 def designs(found: list[dict[str, Any]], out: IO[str] | None = None) -> None:
@@ -129,9 +125,8 @@ def designs(found: list[dict[str, Any]], out: IO[str] | None = None) -> None:
         to.print(Text.assemble((design["name"], "bold"), f"  {design['title']}"))
         to.print(f"  {design['models']}")
         for parameter in design["parameters"]:
-            value = size(parameter["default"]) if parameter["unit"] == "bytes" else parameter["default"]
             choices = f" ({', '.join(parameter['choices'])})" if parameter["choices"] else ""
-            to.print(f"  {parameter['name']}={value}{choices}  {parameter['doc']}")
+            to.print(f"  {parameter['name']}={parameter['text']}{choices}  {parameter['doc']}")
         if "source" in design:
             to.print()
             to.out(design["source"], highlight=False)

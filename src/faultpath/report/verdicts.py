@@ -54,6 +54,7 @@ def checked(document: dict[str, Any], matrix: bool, full: bool, named: bool) -> 
         print("\n" + "\n".join(table.matrix(document["results"], width)))
         for result in violated:
             print(f"{result['label']} {result['scenario']}: {result['property']}: {result['message']}")
+        print("\nscenarios, by what was found:\n\n" + "\n".join(table.summary(document["results"])))
         return
     shown = violated if full or named else violated and [min(violated, key=lambda r: len(r["counterexample"]))]
     for result in shown:
@@ -72,8 +73,8 @@ def explained(result: Result, width: int, full: bool) -> list[str]:
     )
     out += ["", *counterexample.lines(result, width, full)]
     if result["replay"]:
-        again = f"faultpath check {result['label']} --scenario {result['scenario_request']} --replay {result['replay']}"
-        out += ["", f"Again: {again}"]
+        asked = result.get("request") or f"{result['label']} --scenario {result['scenario_request']}"
+        out += ["", f"Again: faultpath check {asked} --replay {result['replay']}"]
     return out
 
 

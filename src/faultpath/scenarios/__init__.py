@@ -40,6 +40,12 @@ SCENARIOS = [
     Scenario("first-fault-vs-dontneed", "A first fault against MADV_DONTNEED.", MAPPED, [fault(1), dontneed(0, 4)]),
     Scenario("first-touch", "A fault against the process's own first touch.", USED, [fault(3), cpu_access(3)]),
     Scenario("fault-vs-mprotect", "A write fault against mprotect to read-only.", USED, [fault(3), protect_read(0, 4)]),
+    Scenario(
+        "fault-vs-mprotect-left",
+        "A write fault right of pages that mprotect makes read-only.",
+        USED,
+        [fault(1), protect_read(0, 1)],
+    ),
     Scenario("fault-vs-mremap", "A fault against a move.", USED, [fault(1), mremap(0, 4, 8)], pages=12),
     Scenario("fault-vs-fork", "A write fault against fork's write protection.", USED, [fault(3), fork()]),
     Scenario(

@@ -45,7 +45,7 @@ EXCLUSIVE = 1 << 9
 ZERO = 1 << 10
 BIRTH_SHIFT = 11
 MAX_FORKS = 14  # later forks count as the last
-NO_BIRTH = 15  # no fork that counts came after: no child has it
+NO_BIRTH = 15  # all of its bits
 
 STACK_LIMIT = 8 << 20  # RLIMIT_STACK's usual soft limit: how far a stack VMA may grow
 STACK_GUARD_GAP = 256 * PAGE_SIZE
@@ -67,7 +67,7 @@ def new_anon_page(mm: Mm, page: int) -> int:
 
 
 @protocol
-def shared_with_a_child(mm: Mm, pte: int) -> int:
+def shared_with_a_child(mm: Mm, page: int, pte: int) -> int:
     """Whether an anonymous page that is not EXCLUSIVE is mapped by a child that still lives (folio_ref_count() > 1)."""
     return mm.children >> ((pte >> BIRTH_SHIFT) + 1) != 0
 
@@ -90,7 +90,7 @@ def do_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> None:
     """
     if vma.flags & MAP_SHARED:
         pt_cmpxchg(mm.pt, page, pte, pte | WRITE)
-    elif pte & ANON and (pte & EXCLUSIVE or not shared_with_a_child(mm, pte)):
+    elif pte & ANON and (pte & EXCLUSIVE or not shared_with_a_child(mm, page, pte)):
         pt_cmpxchg(mm.pt, page, pte, pte | WRITE | EXCLUSIVE)
     else:
         wp_page_copy(mm, vma, page, pte, since)
@@ -136,7 +136,8 @@ def read_from_file(mm: Mm, vma: Vma, page: int, write: int, file: File) -> int:
     if offset >= file.size:
         pt_alloc(mm.pt, page)  # it had got that far
         return -EFAULT
-    pt_set(file.cache, offset << PAGE_SHIFT, VALID)
+    if not pt_get(file.cache, offset << PAGE_SHIFT):
+        pt_set(file.cache, offset << PAGE_SHIFT, VALID)
     return 0
 
 
@@ -163,6 +164,12 @@ def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
 
 
 @protocol
+def hugetlb_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
+    """Whether it was one: hugetlb.py's can be."""
+    return 0
+
+
+@protocol
 def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     """handle_mm_fault() and handle_pte_fault(), Linux 6.1, where the VMA allows the access; mmap_lock is held.
 
@@ -172,7 +179,7 @@ def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     :param since: from which ``mm.raises`` on a broken copy-on-write raises its CLEAR
     :returns: 0, or -EFAULT
     """
-    if huge_fault(mm, vma, page, write, since):
+    if hugetlb_fault(mm, vma, page, write, since) or huge_fault(mm, vma, page, write, since):
         return 0
     pte = pt_get(mm.pt, page)
     if not pte & VALID:

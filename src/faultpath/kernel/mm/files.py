@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.mm.fault import File
-from faultpath.kernel.mm.raising import CLEAR, zap_range
-from faultpath.kernel.mm.vma import Vma, next_vma
+from faultpath.kernel.mm.fault import ANON, File
+from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
+from faultpath.kernel.mm.vma import Vma, adjusted_end, adjusted_start, next_vma
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
 from faultpath.kernel.primitives.locks import down_read, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_clear
+from faultpath.kernel.primitives.pmd import pt_rewrite
 from faultpath.protocol.language import NULL, protocol
 
 
@@ -32,8 +33,11 @@ def next_mapping(mm: Mm, file: int, anon_vma: int, pgoff: int, linked: int) -> V
 
 
 @protocol
-def unmap_mapping_range(mm: Mm, file: int, first: int, end: int) -> None:
-    """unmap_mapping_range(), Linux 6.18: every VMA that maps pages ``[first, end)`` of a file, CLEAR of its part."""
+def unmap_mapping_range(mm: Mm, file: int, first: int, end: int, even_cows: int) -> None:
+    """unmap_mapping_range(), Linux 6.18: every VMA that maps pages ``[first, end)`` of a file, CLEAR of its part.
+
+    :param even_cows: the process's own copies of them, too
+    """
     down_read(mm.i_mmap)
     vma = next_mapping(mm, file, 0, -1, 0)
     while vma:
@@ -41,7 +45,10 @@ def unmap_mapping_range(mm: Mm, file: int, first: int, end: int) -> None:
         high = min(end, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
         if low < high:
             at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
-            zap_range(mm, at, at + ((high - low) << PAGE_SHIFT), CLEAR)
+            upto = at + ((high - low) << PAGE_SHIFT)
+            range = raise_start(mm, adjusted_start(vma, at, upto), adjusted_end(vma, at, upto), CLEAR, RAISES_CALLS)
+            pt_rewrite(mm.pt, at, upto, 0, 0 if even_cows else ANON, 0, 0)
+            raise_end(range)
         vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
     up_read(mm.i_mmap)
 
@@ -60,7 +67,7 @@ def mm_truncate(mm: Mm, start: int, size: int) -> None:
 @protocol
 def punch_hole(mm: Mm, file: File, first: int, end: int) -> int:
     """shmem_fallocate(FALLOC_FL_PUNCH_HOLE), Linux 6.18."""
-    unmap_mapping_range(mm, file, first, end)
+    unmap_mapping_range(mm, file, first, end, 0)
     pt_clear(file.cache, first << PAGE_SHIFT, end << PAGE_SHIFT)
     return 0
 
@@ -69,8 +76,8 @@ def punch_hole(mm: Mm, file: File, first: int, end: int) -> int:
 def mm_ftruncate(mm: Mm, file: File, size: int) -> int:
     """shmem_setattr(), Linux 6.18: a file that shrinks is unmapped beyond its new end, twice: before and after."""
     if size < file.size:
-        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT)
+        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
         pt_clear(file.cache, size << PAGE_SHIFT, file.size << PAGE_SHIFT)
-        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT)
+        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
     file.size = size
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, MAX_FORKS, NO_BIRTH, shared_with_a_child
 from faultpath.kernel.mm.mmap import exit_mmap
 from faultpath.kernel.mm.raising import PROTECTION_PAGE, RAISES_CALLS, raise_end, raise_start
-from faultpath.kernel.mm.vma import DONTCOPY, MAP_PRIVATE, WIPEONFORK, next_vma
+from faultpath.kernel.mm.vma import DONTCOPY, MAP_PRIVATE, WIPEONFORK, Vma, next_vma
 from faultpath.kernel.mmu_notifier import Mm, Subscriptions
 from faultpath.kernel.primitives.heap import on_stack
 from faultpath.kernel.primitives.lists import queue_work
@@ -41,13 +41,35 @@ def mm_init(task_size: int, raises: int, version: int) -> Mm:
 
 
 @protocol
-def not_for_the_child(mm: Mm, start: int, end: int) -> None:
-    """Pages that are not copied, and that no earlier child has any more, will not be taken for the next one's."""
+def all_children_are_gone(mm: Mm) -> None:
+    """Their numbers begin anew."""
+    mm.forks = 0
+
+
+@protocol
+def copy_page_range(mm: Mm, vma: Vma, child: int) -> None:
+    """copy_page_range() inside its event: what is anonymous is no longer the mm's alone."""
+    pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (NO_BIRTH << BIRTH_SHIFT if child == 1 else 0))
+
+
+@protocol
+def keep_from_child(mm: Mm, page: int, pte: int, child: int) -> None:
+    """A page that is not copied, and that no earlier child has any more, will not be taken for this one's.
+
+    One that some earlier child still has will, unless pages.py's takes the place of this.
+    """
+    if pte & EXCLUSIVE or not shared_with_a_child(mm, page, pte):
+        pt_set(mm.pt, page, pte & ~(NO_BIRTH << BIRTH_SHIFT) | child << BIRTH_SHIFT)
+
+
+@protocol
+def keep_range_from_child(mm: Mm, start: int, end: int, child: int) -> None:
+    """The anonymous pages of a VMA that is not copied."""
     page = pt_next(mm.pt, start, end)
     while page < end:
         pte = pt_get(mm.pt, page)
-        if pte & ANON and not shared_with_a_child(mm, pte):
-            pt_set(mm.pt, page, pte | NO_BIRTH << BIRTH_SHIFT)
+        if pte & ANON:
+            keep_from_child(mm, page, pte, child)
         page = pt_next(mm.pt, page + PAGE_SIZE, end)
 
 
@@ -61,21 +83,20 @@ def mm_fork(mm: Mm) -> int:
     :returns: the child's number, for mm_child_ends()
     """
     down_write(mm.mmap_lock)
-    first = not mm.children
-    if first:
-        mm.forks = 0
+    if not mm.children:
+        all_children_are_gone(mm)
+    child = min(mm.forks + 1, MAX_FORKS)
     vma = next_vma(mm, 0)
     while vma:
         if vma.flags & MAP_PRIVATE and vma.anon_vma:
             if not vma.flags & (DONTCOPY | WIPEONFORK):
                 range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
-                pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (NO_BIRTH << BIRTH_SHIFT if first else 0))
+                copy_page_range(mm, vma, child)
                 raise_end(range)
             else:
-                not_for_the_child(mm, vma.start, vma.last + 1)
+                keep_range_from_child(mm, vma.start, vma.last + 1, child)
         vma = next_vma(mm, vma.last + 1)
-    mm.forks = min(mm.forks + 1, MAX_FORKS)
-    child = mm.forks
+    mm.forks = child
     mm.children = mm.children | 1 << child
     up_write(mm.mmap_lock)
     return child

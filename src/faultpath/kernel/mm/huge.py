@@ -11,11 +11,24 @@ itself is split: then each goes its own way, and those that nobody wrote to are 
 from __future__ import annotations
 
 from faultpath.kernel.errno import EINVAL
-from faultpath.kernel.mm import fault, madvise, mremap
+from faultpath.kernel.mm import fault, madvise, mremap, pages
 from faultpath.kernel.mm import vma as vmas
 from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, NO_BIRTH, ZERO, new_anon_page
 from faultpath.kernel.mm.files import next_mapping
-from faultpath.kernel.mm.madvise import MADV_PAGEOUT
+from faultpath.kernel.mm.madvise import MADV_PAGEOUT, pageout_pages
+from faultpath.kernel.mm.pages import (
+    CLEAN,
+    FOLIO_DIRTY,
+    LARGE,
+    LAZY,
+    REDIRTIED,
+    Pages,
+    file_written,
+    folio_number,
+    lazy_entry,
+    small_page_is_shared,
+    written,
+)
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mm.vma import HUGEPAGE, NOHUGEPAGE, PMD_SIZE, Vma, anon_vma_prepare, vma_at
@@ -32,7 +45,6 @@ from faultpath.kernel.primitives.pagetable import (
     pt_add_bits,
     pt_clear,
     pt_get,
-    pt_init,
     pt_move,
     pt_next,
     pt_set,
@@ -43,7 +55,6 @@ from faultpath.kernel.primitives.pmd import (
     pt_count,
     pt_has_leaf,
     pt_is_huge,
-    pt_least,
     pt_next_huge,
     pt_reclaim,
     pt_rewrite,
@@ -52,8 +63,7 @@ from faultpath.kernel.primitives.pmd import (
 )
 from faultpath.protocol.language import protocol
 
-LARGE = ANON | ZERO  # both: a page of a folio of 2 MiB
-DATA = 1 << 15  # of such a page: it was written
+DATA = 1 << 15  # of a large folio's page: it was written; of another: its folio is dirty (PG_dirty)
 SAME_FOLIO = LARGE | FRAME_BITS
 FOLIO_PAGES = 512
 
@@ -79,18 +89,6 @@ def mm_split_huge(mm: Mm, start: int, size: int) -> None:
     raise_end(raise_start(mm, start, start + size, CLEAR, RAISES_CALLS))
 
 
-@protocol
-def mm_init_huge(mm: Mm) -> None:
-    """An address space may have huge pages from now on."""
-    pt_init(mm.folios, 0, folio_number(FRAME_BITS) + PAGE_SIZE)
-
-
-@protocol
-def folio_number(pte: int) -> int:
-    """Where ``Mm.folios`` has the folio of a page: by its frame, of which there are few."""
-    return (pte & FRAME_BITS) << (PAGE_SHIFT - FRAME_SHIFT)
-
-
 # --- faults
 
 
@@ -99,7 +97,9 @@ def new_huge_page(mm: Mm, vma: Vma, block: int) -> int:
     """The entry of a new huge page's pages (map_anon_folio_pmd()): writable if the VMA is."""
     entry = new_anon_page(mm, block) | LARGE
     index = vma.pgoff + ((block - vma.start) >> PAGE_SHIFT)
-    pt_set(mm.folios, folio_number(entry), VALID | (index & (FOLIO_PAGES - 1)) << FRAME_SHIFT)
+    known = Pages(mm.pages)
+    pt_set(known.folios, folio_number(entry), VALID | (index & (FOLIO_PAGES - 1)) << FRAME_SHIFT)
+    pt_set(known.given, folio_number(entry), 0)
     if vma.prot & vmas.PROT_WRITE:
         entry = entry | WRITE
     return entry
@@ -136,7 +136,7 @@ def do_huge_pmd_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> in
             pt_set(mm.pt, page, pt_get(mm.pt, page) | DATA)
             raise_end(range)
             return 1
-    elif pte & EXCLUSIVE or not shared_with_a_child(mm, pte):
+    elif pte & EXCLUSIVE or not shared_with_a_child(mm, page, pte):
         pt_add_bits(mm.pt, block, block + PMD_SIZE, 0, WRITE | EXCLUSIVE)
         return 1
     split_huge_pmd(mm, block, since)
@@ -146,31 +146,35 @@ def do_huge_pmd_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> in
 @protocol(replaces=fault.huge_fault)
 def huge_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     """__handle_mm_fault()'s part for PMDs, Linux 6.18: whether nothing is left to do."""
+    if write and vma.file:
+        file_written(vma, page)
     if not pt_has_leaf(mm.pt, page):
         return create_huge_pmd(mm, vma, page, write)
     pte = pt_get(mm.pt, page)
     if write and pte & LARGE == LARGE:
         pte = pte | DATA
         pt_set(mm.pt, page, pte)
+    if write and pte & ANON and (pte & EXCLUSIVE or not shared_with_a_child(mm, page, pte)):
+        written(mm, page, pte)
     if write and not pte & WRITE and pt_is_huge(mm.pt, page):
         return do_huge_pmd_wp_page(mm, vma, page, pte, since)
     return 0
 
 
 @protocol
-def maybe_mapped_shared(mm: Mm, pte: int) -> int:
+def maybe_mapped_shared(mm: Mm, page: int, pte: int) -> int:
     """folio_maybe_mapped_shared(): whether a child that lives has an anonymous page, or another of its folio."""
     if pte & LARGE == LARGE:
-        pte = pt_least(mm.pt, 0, mm.task_size, pte & ~EXCLUSIVE, SAME_FOLIO | EXCLUSIVE, NO_BIRTH << BIRTH_SHIFT)
-        if not pte:
-            return 0
-    return not pte & EXCLUSIVE and mm.children >> ((pte >> BIRTH_SHIFT & NO_BIRTH) + 1) != 0
+        return pt_get(Pages(mm.pages).given, folio_number(pte)) & mm.children != 0
+    if pte & EXCLUSIVE:
+        return 0
+    return small_page_is_shared(mm, page, pte)
 
 
 @protocol(replaces=fault.shared_with_a_child)
-def shared_with_a_child(mm: Mm, pte: int) -> int:
+def shared_with_a_child(mm: Mm, page: int, pte: int) -> int:
     """wp_can_reuse_anon_folio(): nor is the last page that is left of a large folio reused (Linux 6.15)."""
-    if maybe_mapped_shared(mm, pte):
+    if maybe_mapped_shared(mm, page, pte):
         return 1
     if pte & LARGE == LARGE and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO) == 1:
         return 1
@@ -216,20 +220,59 @@ def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
         alike = 0
     split_huge_pmds(mm, old, old + size, alike)
     pt_move(mm.pt, old, new, size)
+    known = Pages(mm.pages)
+    pt_move(known.kept, old, new, size)
+    pt_move(known.lazy, old, new, size)
+
+
+@protocol
+def folio_index(mm: Mm, vma: Vma, page: int, pte: int) -> int:
+    """The index of a large folio's first page: not at a multiple of 2 MiB if its VMA had been moved when it came."""
+    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    begins = pt_get(Pages(mm.pages).folios, folio_number(pte)) >> FRAME_SHIFT
+    return index - ((index - begins) & (FOLIO_PAGES - 1))
+
+
+@protocol
+def folio_is_dirty(mm: Mm, folio: int, pte: int) -> int:
+    """Whether a large folio is, or one of the entries that map it: one that was let go of need not be."""
+    if not folio & LAZY or folio & FOLIO_DIRTY:
+        return 1
+    page = pt_next(mm.pt, 0, mm.task_size)
+    while page < mm.task_size:
+        entry = pt_get(mm.pt, page)
+        if (entry ^ pte) & SAME_FOLIO == 0 and not lazy_entry(mm, page, entry):
+            return 1
+        page = pt_next(mm.pt, page + PAGE_SIZE, mm.task_size)
+    return 0
+
+
+@protocol
+def remains_let_go(mm: Mm, start: int, end: int, pte: int) -> None:
+    """The pages of a folio that was let go of lazily are small ones that were, and may have been written since."""
+    page = pt_next(mm.pt, start, end)
+    while page < end:
+        entry = pt_get(mm.pt, page)
+        if (entry ^ pte) & SAME_FOLIO == 0 and not lazy_entry(mm, page, entry):
+            pt_set(Pages(mm.pages).lazy, page, CLEAN | pte & FRAME_BITS | REDIRTIED)
+        page = pt_next(mm.pt, page + PAGE_SIZE, end)
 
 
 @protocol
 def split_folio(mm: Mm, vma: Vma, page: int) -> None:
     """split_folio() and unmap_folio(), Linux 6.18: CLEAR from every VMA that may map a part of it, while one does.
 
-    Pages that are all zeroes are the zero page afterwards (try_to_map_unused_to_zeropage(), Linux 6.12).
+    Pages that are all zeroes are the zero page afterwards (try_to_map_unused_to_zeropage(), Linux 6.12). The others are
+    dirty as it was, and no child has any.
     """
     pte = pt_get(mm.pt, page)
-    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
-    begins = pt_get(mm.folios, folio_number(pte)) >> FRAME_SHIFT  # not at a multiple of 2 MiB if the VMA had been moved
-    index -= (index - begins) & (FOLIO_PAGES - 1)
+    index = folio_index(mm, vma, page, pte)
+    folio = pt_get(Pages(mm.pages).folios, folio_number(pte))
     anon_vma = vma.anon_vma
     zero = new_frame(page) | VALID | ZERO
+    now = ANON | mm.forks << BIRTH_SHIFT
+    if folio_is_dirty(mm, folio, pte):
+        now = now | DATA
     vma = next_mapping(mm, 0, anon_vma, -1, 0)
     while vma and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO):
         low = max(index, vma.pgoff)
@@ -238,18 +281,29 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
             start = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
             end = start + ((high - low) << PAGE_SHIFT)
             range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
-            pt_split_huge(mm.pt, start)
+            if (pt_get(mm.pt, start) ^ pte) & SAME_FOLIO == 0:
+                pt_split_huge(mm.pt, start)
             pt_rewrite(mm.pt, start, end, pte & ~DATA, SAME_FOLIO | DATA, zero, 0)
-            pt_rewrite(mm.pt, start, end, pte | DATA, SAME_FOLIO | DATA, ANON, ~(LARGE | DATA))
+            if folio & LAZY:
+                remains_let_go(mm, start, end, pte)
+            pt_rewrite(mm.pt, start, end, pte, SAME_FOLIO, now, ~(LARGE | DATA | NO_BIRTH << BIRTH_SHIFT))
             raise_end(range)
         vma = next_mapping(mm, 0, anon_vma, vma.pgoff, vma.linked)
 
 
+@protocol
+def stays_whole(mm: Mm, pte: int, advice: int) -> int:
+    """What is mapped whole: without swap MADV_PAGEOUT splits it, unless it was let go of."""
+    if advice != MADV_PAGEOUT:
+        return 1
+    return pt_get(Pages(mm.pages).folios, folio_number(pte)) & LAZY
+
+
 @protocol(replaces=madvise.split_folios)
 def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
-    """madvise_free_pte_range() and madvise_cold_or_pageout_pte_range(), Linux 6.18: what one does to large folios.
+    """madvise_cold_or_pageout_pte_range(), Linux 6.18: a large folio is split that is not mapped whole in the range.
 
-    One that is not mapped whole in the range is split, unless a child has it. Without swap MADV_PAGEOUT splits any.
+    Unless a child has it.
     """
     page = pt_next(mm.pt, start, end)
     while page < end:
@@ -257,9 +311,19 @@ def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
         upto = page + PAGE_SIZE
         if pte & LARGE == LARGE:
             upto = pt_batch(mm.pt, page, end, SAME_FOLIO)
-            if not maybe_mapped_shared(mm, pte) and (upto - page < PMD_SIZE or advice == MADV_PAGEOUT):
+            if not maybe_mapped_shared(mm, page, pte) and (upto - page < PMD_SIZE or not stays_whole(mm, pte, advice)):
                 split_folio(mm, vma, page)
         page = pt_next(mm.pt, upto, end)
+
+
+@protocol(replaces=madvise.madvise_pageout)
+def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
+    """madvise_pageout(), Linux 6.18: folios are split, and pages reclaimed, 2 MiB by 2 MiB."""
+    while start < end:
+        upto = min(end, (start & -PMD_SIZE) + PMD_SIZE)
+        split_folios(mm, vma, start, upto, MADV_PAGEOUT)
+        pageout_pages(mm, vma, start, upto)
+        start = upto
 
 
 # --- MADV_COLLAPSE
@@ -303,6 +367,6 @@ def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
 
 
 TRANSPARENT_HUGEPAGE = [
-    huge_fault, shared_with_a_child, split_huge_pmd, zap_pages, move_page_tables, split_folios,
-    madvise_collapse,
+    huge_fault, shared_with_a_child, split_huge_pmd, zap_pages, move_page_tables, split_folios, madvise_pageout,
+    madvise_collapse, *pages.KNOWN,
 ]  # fmt: skip

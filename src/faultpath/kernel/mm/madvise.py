@@ -62,9 +62,17 @@ def mapped_in_i_mmap(mm: Mm, vma: Vma, page: int) -> int:
 
 
 @protocol
+def child_maps_file(mm: Mm, vma: Vma, page: int, pte: int) -> int:
+    """Whether a child that lives maps a page of a file, as far as this place tells. pages.py's knows of others, too."""
+    if pte & EXCLUSIVE:
+        return 0
+    return shared_with_a_child(mm, page, pte)
+
+
+@protocol
 def mapped_elsewhere(mm: Mm, vma: Vma, page: int, pte: int) -> int:
     """folio_maybe_mapped_shared(): whether a page of a file is mapped at another place, or by a child."""
-    if not pte & EXCLUSIVE and shared_with_a_child(mm, pte):
+    if child_maps_file(mm, vma, page, pte):
         return 1
     if vma.file & UNKNOWN:
         return 0
@@ -88,20 +96,44 @@ def tell_others(mm: Mm, vma: Vma, page: int) -> None:
 
 
 @protocol
-def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
-    """madvise_pageout(), Linux 6.18, without swap: the pages of files go that nobody else maps, one by one."""
+def remove_mapping(mm: Mm, vma: Vma, page: int) -> None:
+    """A page of a file that was reclaimed leaves the cache, if it can: only pages.py knows which can."""
+
+
+@protocol
+def pageout_anon_page(mm: Mm, vma: Vma, page: int, pte: int) -> None:
+    """Without swap it stays, unless it was let go of, which lazyfree.py knows of."""
+
+
+@protocol
+def pageout_page(mm: Mm, vma: Vma, page: int, pte: int) -> None:
+    """shrink_folio_list(), Linux 6.18, without swap: a page of a file goes that nobody else maps."""
+    if pte & ANON:
+        pageout_anon_page(mm, vma, page, pte)
+    elif not pte & ZERO and not mapped_elsewhere(mm, vma, page, pte):
+        tell_others(mm, vma, page)
+        mm_reclaim(mm, page)
+        remove_mapping(mm, vma, page)
+
+
+@protocol
+def pageout_pages(mm: Mm, vma: Vma, start: int, end: int) -> None:
+    """madvise_cold_or_pageout_pte_range(), Linux 6.18, and what is reclaimed then, one by one."""
     page = pt_next(mm.pt, start, end)
     while page < end:
-        pte = pt_get(mm.pt, page)
-        if not pte & (ANON | ZERO) and not mapped_elsewhere(mm, vma, page, pte):
-            tell_others(mm, vma, page)
-            mm_reclaim(mm, page)
+        pageout_page(mm, vma, page, pt_get(mm.pt, page))
         page = pt_next(mm.pt, page + PAGE_SIZE, end)
 
 
 @protocol
+def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
+    """madvise_pageout(), Linux 6.18. With huge pages, huge.py's takes its place, as with those below."""
+    pageout_pages(mm, vma, start, end)
+
+
+@protocol
 def zap_pages(mm: Mm, start: int, end: int) -> None:
-    """unmap_single_vma() inside its event. With huge pages, huge.py's takes its place, as with those below."""
+    """unmap_single_vma() inside its event."""
     pt_clear(mm.pt, start, end)
 
 
@@ -111,19 +143,33 @@ def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
 
 
 @protocol
+def let_go_of_pages(mm: Mm, vma: Vma, start: int, end: int) -> None:
+    """madvise_free_pte_range(): nothing that is seen, unless MADV_PAGEOUT follows, which lazyfree.py knows of."""
+
+
+@protocol
 def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
     """madvise_collapse() without CONFIG_TRANSPARENT_HUGEPAGE."""
     return -EINVAL
 
 
 @protocol
+def madvise_hugetlb(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
+    """What hugetlb.py's does otherwise: its result, or 1 for nothing."""
+    return 1
+
+
+@protocol
 def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
     """madvise_vma_behavior(), Linux 6.18: what one advice does to a part of one VMA."""
     flags = vma.flags
+    ret = madvise_hugetlb(mm, vma, start, end, advice)
+    if ret <= 0:
+        return ret
     if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED or (advice == MADV_FREE and not vma.file):
         range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
         if advice == MADV_FREE:
-            split_folios(mm, vma, start, end, advice)
+            let_go_of_pages(mm, vma, start, end)
         else:
             zap_pages(mm, start, end)
         raise_end(range)
@@ -134,7 +180,6 @@ def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
         split_folios(mm, vma, start, end, advice)
         return 0
     if advice == MADV_PAGEOUT:
-        split_folios(mm, vma, start, end, advice)
         madvise_pageout(mm, vma, start, end)
         return 0
     if advice == MADV_FREE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from faultpath.engine.world import SCRATCH
 from faultpath.kernel.mm.raising import RAISES_ALL, RELEASE, UNMAP, new_range, zap_range
 from faultpath.kernel.mm.versions import LINUX_6_12
 from faultpath.kernel.mm.vma import (
@@ -16,7 +17,6 @@ from faultpath.kernel.mm.vma import (
     NOHUGEPAGE,
     PROT_READ,
     PROT_WRITE,
-    PUD_SIZE,
     Vma,
     add_vma,
     cut_vmas,
@@ -24,6 +24,7 @@ from faultpath.kernel.mm.vma import (
     next_vma,
     split_vma,
     vma_at,
+    vmas_unmapped,
 )
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
@@ -33,9 +34,16 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_release,
 )
 from faultpath.kernel.primitives.heap import off_stack
+from faultpath.kernel.primitives.itree import itree_last
 from faultpath.kernel.primitives.locks import down_read, down_write, downgrade_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, pt_clear, pt_free, pt_free_tables
 from faultpath.protocol.language import protocol
+
+
+@protocol
+def kind_of(flags: int) -> int:
+    """The flags that tell one kind of mapping from another. With hugetlb.py in place, MAP_HUGETLB is one."""
+    return flags & MAP_KIND
 
 
 @protocol
@@ -47,7 +55,7 @@ def map_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgof
     further = 0
     if flags & MAP_STACK and mm.version >= LINUX_6_12:
         further = NOHUGEPAGE  # calc_vm_flag_bits(), Linux 6.7
-    flags = flags & MAP_KIND | further
+    flags = kind_of(flags) | further
     if prot & PROT_WRITE and not flags & (MAP_SHARED | MAP_NORESERVE):
         flags = flags | ACCOUNT
     if not file:
@@ -74,19 +82,11 @@ def free_pgtables(mm: Mm, start: int, end: int) -> None:
     ceiling = ULONG_MAX
     if above:
         ceiling = above.start
-    floor = last_end_below(mm, start)
-    pt_free_tables(mm.pt, start, end, floor, ceiling)
-
-
-@protocol
-def last_end_below(mm: Mm, start: int) -> int:
-    """Where the VMA below an address ends, if it is near enough to share a table with it; else 0."""
     floor = 0
-    vma = next_vma(mm, start & -PUD_SIZE)
-    while vma and vma.start < start:
-        floor = vma.last + 1
-        vma = next_vma(mm, vma.last + 1)
-    return floor
+    below = Vma(itree_last(mm.vmas, start - 1, SCRATCH))
+    if below:
+        floor = below.last + 1
+    pt_free_tables(mm.pt, start, end, floor, ceiling)
 
 
 @protocol
@@ -112,6 +112,7 @@ def do_vmi_align_munmap(mm: Mm, start: int, end: int, downgrade: int) -> int:
         else:
             downgrade_write(mm.mmap_lock)
     zap_range(mm, start, end, UNMAP)
+    vmas_unmapped(mm)
     free_pgtables(mm, start, end)
     return downgrade
 

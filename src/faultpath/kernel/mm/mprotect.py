@@ -55,6 +55,12 @@ def change_protection(mm: Mm, vma: Vma, start: int, end: int) -> None:
 
 
 @protocol
+def hugetlb_change_protection(mm: Mm, vma: Vma, start: int, end: int) -> int:
+    """Whether it was its turn: hugetlb.py's it can be."""
+    return 0
+
+
+@protocol
 def mprotect_fixup(mm: Mm, vma: Vma, start: int, end: int, prot: int) -> int:
     """mprotect_fixup(), Linux 6.18: one VMA's part, unless it is protected like that already; where the part ends."""
     flags = vma.flags
@@ -66,7 +72,8 @@ def mprotect_fixup(mm: Mm, vma: Vma, start: int, end: int, prot: int) -> int:
     elif flags & ACCOUNT and not vma.file and not vma.anon_vma:
         flags = flags & ~ACCOUNT
     vma = vma_modify(mm, vma, start, end, prot, flags)
-    change_protection(mm, vma, start, end)
+    if not hugetlb_change_protection(mm, vma, start, end):
+        change_protection(mm, vma, start, end)
     return end
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.errno import EFAULT
+from faultpath.kernel.errno import EFAULT, EINVAL
 from faultpath.kernel.mm.mmap import do_vmi_align_munmap, do_vmi_munmap, mmap_unlock
 from faultpath.kernel.mm.raising import RAISES_ALL, RAISES_CALLS, UNMAP, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_12, LINUX_6_18
@@ -11,6 +11,8 @@ from faultpath.kernel.mm.vma import (
     Vma,
     absorb,
     add_vma,
+    adjusted_end,
+    adjusted_start,
     alike,
     next_vma,
     resize_vma,
@@ -65,8 +67,9 @@ def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int,
     if old_size:
         vma = vma_at(mm, old)
         more = realigned(mm, vma, old, new, old_size)
-        range = raise_start(mm, old - more, old + old_size, UNMAP, RAISES_CALLS)
-        move_page_tables(mm, old, new, old_size)
+        first = adjusted_start(vma, old - more, old + old_size)
+        range = raise_start(mm, first, adjusted_end(vma, old, old + old_size), UNMAP, RAISES_CALLS)
+        move_page_tables(mm, old - more, new - more, old_size + more)
         raise_end(range)
         if not flags & MREMAP_DONTUNMAP:
             do_vmi_align_munmap(mm, old, old + old_size, 0)
@@ -105,6 +108,12 @@ def remap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) 
 
 
 @protocol
+def may_not_move(vma: Vma, size: int, new_size: int, flags: int) -> int:
+    """check_prep_vma(): whether a VMA may neither grow nor leave anything; that hugetlb may not, hugetlb.py says."""
+    return 0
+
+
+@protocol
 def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
     """mremap(), Linux 6.18: shrink, grow or move, under mmap_lock for writing.
 
@@ -125,6 +134,8 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: i
     if not vma or (not vma_by_vma and old + min(old_size, new_size) > vma.last + 1):
         ret = -EFAULT
         at = end
+        if vma and may_not_move(vma, old_size, new_size, flags):
+            ret = -EINVAL
     while at < end and vma and vma.start < end:
         at = max(at, vma.start)
         part = old_size
@@ -132,6 +143,9 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: i
         if vma_by_vma:
             part = min(vma.last + 1, end) - at
             to_size = part
+        if may_not_move(vma, part, to_size, flags):
+            ret = -EINVAL
+            break
         downgraded = remap(mm, at, part, new + (at - old), to_size, flags)
         at += max(part, 1)
         vma = next_vma(mm, at)

@@ -14,6 +14,7 @@ from faultpath.kernel.primitives.heap import off_stack, on_stack
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_has_table
 from faultpath.protocol.language import NULL, protocol
+from faultpath.protocol.struct import HlistHead
 
 VMA_STEPS = INDEX["vma_steps"]
 
@@ -26,6 +27,7 @@ MAP_ANONYMOUS = 0x20
 MAP_GROWSDOWN = 0x0100
 MAP_NORESERVE = 0x4000
 MAP_STACK = 0x20000
+MAP_HUGETLB = 0x40000
 # Which MAP_* bits tell one kind of mapping from another; the rest is about how it was made.
 MAP_KIND = MAP_SHARED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE
 
@@ -57,6 +59,7 @@ class Vma(IntervalNode):
     pgoff: int
     anon_vma: int
     linked: int  # when it was last linked, which its file's i_mmap and its anon_vma go by
+    tracked: HlistHead  # mmu_notifier_tracked.py's intervals
 
 
 @protocol
@@ -80,6 +83,39 @@ def vma_at(mm: Mm, addr: int) -> Vma:
     return NULL
 
 
+# --- who follows VMAs: nobody in Linux. What mmu_notifier_tracked.py puts here runs under mmap_lock for writing.
+
+
+@protocol
+def vma_gains(mm: Mm, vma: Vma, start: int, last: int, donor: Vma) -> None:
+    """A VMA is about to map ``[start, last]``, a part of which is another one's until then."""
+    return
+
+
+@protocol
+def vma_resized(mm: Mm, vma: Vma) -> None:
+    """A VMA has got other bounds."""
+    return
+
+
+@protocol
+def vma_detached(mm: Mm, vma: Vma) -> None:
+    """munmap() takes a VMA out and will tell (UNMAP) and zap."""
+    return
+
+
+@protocol
+def vmas_unmapped(mm: Mm) -> None:
+    """munmap() has told and zapped; mmap_lock may be held for reading by now."""
+    return
+
+
+@protocol
+def vma_dropped(mm: Mm, vma: Vma) -> None:
+    """A VMA goes."""
+    return
+
+
 @protocol
 def link_vma(mm: Mm, vma: Vma) -> None:
     """vma_link(): among the VMAs, and among its file's or its anon_vma's."""
@@ -99,6 +135,7 @@ def new_vma(mm: Mm, start: int, end: int, like: Vma) -> Vma:
     vma.file = like.file
     vma.pgoff = like.pgoff + ((start - like.start) >> PAGE_SHIFT)
     vma.anon_vma = like.anon_vma
+    vma_gains(mm, vma, start, end - 1, like)
     link_vma(mm, vma)
     return vma
 
@@ -111,11 +148,13 @@ def resize_vma(mm: Mm, vma: Vma, start: int, last: int) -> None:
     vma.start = start
     vma.last = last
     link_vma(mm, vma)
+    vma_resized(mm, vma)
 
 
 @protocol
 def drop_vma(mm: Mm, vma: Vma) -> None:
     """Unlink and free a VMA."""
+    vma_dropped(mm, vma)
     itree_remove(mm.vmas, vma)
     off_stack(vma)
 
@@ -125,6 +164,7 @@ def drop_vmas(mm: Mm, start: int, end: int) -> None:
     """Drop the VMAs of ``[start, end)``; what stuck out has been split off."""
     vma = next_vma(mm, start)
     while vma and vma.start < end:
+        vma_detached(mm, vma)
         drop_vma(mm, vma)
         vma = next_vma(mm, start)
 
@@ -145,6 +185,32 @@ def cut_vmas(mm: Mm, start: int, end: int) -> None:
         else:
             drop_vma(mm, vma)
         vma = next_vma(mm, start)
+
+
+# --- what hugetlb.py does otherwise
+
+
+@protocol
+def never_merges(vma: Vma) -> int:
+    """Whether a VMA is one of VM_SPECIAL."""
+    return 0
+
+
+@protocol
+def adjusted_start(vma: Vma, start: int, end: int) -> int:
+    """Where the event begins of what is done to a part of a VMA."""
+    return start
+
+
+@protocol
+def adjusted_end(vma: Vma, start: int, end: int) -> int:
+    """Where it ends."""
+    return end
+
+
+@protocol
+def hugetlb_split(mm: Mm, vma: Vma, addr: int) -> None:
+    """A boundary will be inside a VMA: nothing more."""
 
 
 # --- boundaries that move
@@ -171,6 +237,7 @@ def split_huge_pmd_if_needed(mm: Mm, vma: Vma, addr: int) -> None:
 def split_vma(mm: Mm, vma: Vma, addr: int) -> Vma:
     """__split_vma(): ``vma`` ends at ``addr`` from now on; the VMA that begins there."""
     split_huge_pmd_if_needed(mm, vma, addr)
+    hugetlb_split(mm, vma, addr)
     above = new_vma(mm, addr, vma.last + 1, vma)
     resize_vma(mm, vma, vma.start, addr - 1)
     return above
@@ -184,7 +251,7 @@ def alike(left: Vma, right: Vma) -> int:
     """is_mergeable_vma(), and the offsets: whether the second goes on where the first ends, anon_vmas aside."""
     if not left or not right or left.last + 1 != right.start:
         return 0
-    if left.prot != right.prot or left.flags != right.flags or left.file != right.file:
+    if left.prot != right.prot or left.flags != right.flags or left.file != right.file or never_merges(left):
         return 0
     return left.pgoff + ((right.start - left.start) >> PAGE_SHIFT) == right.pgoff
 
@@ -204,6 +271,7 @@ def absorb(mm: Mm, vma: Vma, other: Vma) -> None:
     last = max(vma.last, other.last)
     if not vma.anon_vma:
         vma.anon_vma = other.anon_vma
+    vma_gains(mm, vma, start, last, other)
     drop_vma(mm, other)
     resize_vma(mm, vma, start, last)
 
@@ -257,6 +325,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
         left = next_vma(mm, start - 1)
         if left and left.start < start and goes_to(left, vma, prot, flags):
             split_huge_pmd_if_needed(mm, vma, end)
+            vma_gains(mm, left, left.start, end - 1, vma)
             resize_vma(mm, vma, end, vma.last)
             if not left.anon_vma:
                 left.anon_vma = vma.anon_vma
@@ -266,6 +335,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
         right = next_vma(mm, end)
         if right and right.start == end and goes_to(right, vma, prot, flags):
             split_huge_pmd_if_needed(mm, vma, start)
+            vma_gains(mm, right, start, right.last, vma)
             resize_vma(mm, vma, vma.start, start - 1)
             if not right.anon_vma:
                 right.anon_vma = vma.anon_vma
@@ -283,7 +353,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
 @protocol
 def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
     """Whether a part of a VMA, once it has other protection and flags, can be its neighbour's."""
-    if neighbour.prot != prot or neighbour.flags != flags or neighbour.file != vma.file:
+    if neighbour.prot != prot or neighbour.flags != flags or neighbour.file != vma.file or never_merges(vma):
         return 0
     if vma.pgoff - neighbour.pgoff != (vma.start - neighbour.start) >> PAGE_SHIFT:
         return 0
@@ -292,19 +362,28 @@ def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
 
 @protocol
 def anon_vma_prepare(mm: Mm, vma: Vma) -> None:
-    """__anon_vma_prepare(), find_mergeable_anon_vma(): before its first anonymous page, a neighbour's or a new one."""
+    """__anon_vma_prepare(): before its first anonymous page, a VMA is linked among those of an anon_vma."""
     if vma.anon_vma:
         return
+    vma.anon_vma = find_mergeable_anon_vma(mm, vma)
+    if not vma.anon_vma:
+        mm.anon_vmas += 1
+        vma.anon_vma = mm.anon_vmas
+    if not vma.file:
+        mm.mappings += 1
+        vma.linked = mm.mappings
+
+
+@protocol
+def find_mergeable_anon_vma(mm: Mm, vma: Vma) -> int:
+    """find_mergeable_anon_vma(): a neighbour's, or 0."""
     right = next_vma(mm, vma.last + 1)
     if anon_alike(vma, right) and right.anon_vma:
-        vma.anon_vma = right.anon_vma
-        return
+        return right.anon_vma
     left = next_vma(mm, vma.start - 1)
-    if left and left.start < vma.start and anon_alike(left, vma) and left.anon_vma:
-        vma.anon_vma = left.anon_vma
-        return
-    mm.anon_vmas += 1
-    vma.anon_vma = mm.anon_vmas
+    if left and left.start < vma.start and anon_alike(left, vma):
+        return left.anon_vma
+    return 0
 
 
 @protocol

@@ -20,6 +20,7 @@ from faultpath.protocol.language import StructCall, helper, primitive
 
 GFP_KERNEL = 0
 GFP_ATOMIC = 1
+GFP_NOMEMALLOC = 2  # GFP_KERNEL | __GFP_NOMEMALLOC, where reclaim or an OOM victim asks: may sleep, and may fail
 
 OWNED = 1
 

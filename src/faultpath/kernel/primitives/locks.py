@@ -21,7 +21,7 @@ from faultpath.kernel.primitives.debug import (
     set_lock,
 )
 from faultpath.protocol.language import helper, primitive
-from faultpath.protocol.struct import Mutex, RefCount, RwSem, SpinLock
+from faultpath.protocol.struct import Mutex, RefCount, RwLock, RwSem, SpinLock
 
 
 @helper(raw=True)
@@ -59,38 +59,38 @@ def release(w: Words, lock: int, spins: int) -> int:
 
 
 @helper(raw=True)
-def acquire_read(w: Words, lock: int, role: int) -> int:
-    """Take a semaphore for reading; 1 if a writer holds it."""
+def acquire_read(w: Words, lock: int, role: int, spins: int) -> int:
+    """Take a semaphore or an rwlock for reading; 1 if a writer holds it."""
     if w[lock] < 0:
         return 1
     set_lock(w, lock, w[lock] + 1)
     count_lock(w, role, READ)
-    return lock_taken(w, lock, role, READ, SLEEPS)
+    return lock_taken(w, lock, role, READ, spins)
 
 
 @helper(raw=True)
-def acquire_write(w: Words, lock: int, role: int) -> int:
-    """Take a semaphore for writing; 1 if anybody holds it."""
+def acquire_write(w: Words, lock: int, role: int, spins: int) -> int:
+    """Take a semaphore or an rwlock for writing; 1 if anybody holds it."""
     if w[lock] != 0:
         return 1
     set_lock(w, lock, -w[TID] - 1)
     count_lock(w, role, WRITE)
-    return lock_taken(w, lock, role, WRITE, SLEEPS)
+    return lock_taken(w, lock, role, WRITE, spins)
 
 
 @helper(raw=True)
-def release_read(w: Words, lock: int) -> int:
+def release_read(w: Words, lock: int, spins: int) -> int:
     """Give a read lock up."""
-    lock_dropped(w, lock, READ, SLEEPS)
+    lock_dropped(w, lock, READ, spins)
     if w[lock] <= 0:
         not_held(w, lock)
     return set_lock(w, lock, w[lock] - 1)
 
 
 @helper(raw=True)
-def release_write(w: Words, lock: int) -> int:
+def release_write(w: Words, lock: int, spins: int) -> int:
     """Give a write lock up."""
-    lock_dropped(w, lock, WRITE, SLEEPS)
+    lock_dropped(w, lock, WRITE, spins)
     if w[lock] != -w[TID] - 1:
         not_held(w, lock)
     return set_lock(w, lock, 0)
@@ -133,6 +133,18 @@ def mutex_unlock(w: Words, lock: Mutex) -> int:
     return release(w, lock, SLEEPS)
 
 
+@helper(raw=True)
+def is_mine(w: Words, lock: int) -> int:
+    """Whether the running thread holds an exclusive lock: nothing that others do can change that."""
+    return 1 if w[lock] == w[TID] + 1 else 0
+
+
+@primitive
+def mutex_is_mine(w: Words, lock: Mutex) -> int:
+    """lockdep_is_held()."""
+    return is_mine(w, lock)
+
+
 @primitive(blocks=True, role=True)
 def spin_lock(w: Words, lock: SpinLock, role: int) -> int:
     """Take a spinlock."""
@@ -146,30 +158,68 @@ def spin_unlock(w: Words, lock: SpinLock) -> int:
     return release(w, lock, SPINS)
 
 
+@primitive
+def spin_is_locked(w: Words, lock: SpinLock) -> int:
+    """spin_is_locked()."""
+    return 1 if w[lock] != 0 else 0
+
+
+@primitive
+def rwsem_is_write_locked(w: Words, lock: RwSem) -> int:
+    """Whether somebody holds the semaphore for writing (what rwsem_assert_held_write() goes by)."""
+    return 1 if w[lock] < 0 else 0
+
+
 @primitive(blocks=True, role=True)
 def down_read(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for reading. Fairness to waiting writers is the scheduler's business."""
     lock_wanted(w, lock, role, SLEEPS)
-    return acquire_read(w, lock, role)
+    return acquire_read(w, lock, role, SLEEPS)
 
 
 @primitive
 def up_read(w: Words, lock: RwSem) -> int:
     """Give a read lock up."""
-    return release_read(w, lock)
+    return release_read(w, lock, SLEEPS)
 
 
 @primitive(blocks=True, role=True)
 def down_write(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for writing."""
     lock_wanted(w, lock, role, SLEEPS)
-    return acquire_write(w, lock, role)
+    return acquire_write(w, lock, role, SLEEPS)
 
 
 @primitive
 def up_write(w: Words, lock: RwSem) -> int:
     """Give a write lock up."""
-    return release_write(w, lock)
+    return release_write(w, lock, SLEEPS)
+
+
+@primitive(blocks=True, role=True)
+def read_lock(w: Words, lock: RwLock, role: int) -> int:
+    """Take an rwlock for reading. Fairness to waiting writers is the scheduler's business."""
+    lock_wanted(w, lock, role, SPINS)
+    return acquire_read(w, lock, role, SPINS)
+
+
+@primitive
+def read_unlock(w: Words, lock: RwLock) -> int:
+    """Give a read lock up."""
+    return release_read(w, lock, SPINS)
+
+
+@primitive(blocks=True, role=True)
+def write_lock(w: Words, lock: RwLock, role: int) -> int:
+    """Take an rwlock for writing."""
+    lock_wanted(w, lock, role, SPINS)
+    return acquire_write(w, lock, role, SPINS)
+
+
+@primitive
+def write_unlock(w: Words, lock: RwLock) -> int:
+    """Give a write lock up."""
+    return release_write(w, lock, SPINS)
 
 
 @helper
@@ -240,7 +290,7 @@ def refcount_dec_and_test(w: Words, ref: RefCount) -> int:
 def down_read_trylock(w: Words, lock: RwSem, role: int) -> int:
     """Take the semaphore for reading unless somebody writes: 1 if taken."""
     lock_tried(w, lock)
-    return 1 - acquire_read(w, lock, role)
+    return 1 - acquire_read(w, lock, role, SLEEPS)
 
 
 @primitive

@@ -10,6 +10,7 @@ from faultpath.protocol.struct import PageTable
 PROBED = INDEX["ptes_probed"]
 ZAPPED = INDEX["ptes_zapped"]
 COMMANDS = INDEX["device_commands"]
+INVALIDATIONS = INDEX["page_invalidations"]
 
 
 @helper
@@ -30,18 +31,34 @@ def count_runs(w: Words, pt: int, first: int, end: int) -> int:
     """UMR posts that zap the present entries among page numbers ``[first, end)``.
 
     A run ends at an absent entry only where its index is a multiple of eight (MLX5_UMR_MTT_ALIGNMENT), and at the end.
+    page_invalidations grow by its entries, absent ones too; where an absent one ends it, that one is counted with it.
     """
     runs = 0
     in_run = False
+    begin = 0
     for block in range(first & -4, end, 4):
         word = word_at(w, pt, block)
         if in_run and block & 7 == 0 and word & 1 == 0:
             runs += 1
             in_run = False
+            w[INVALIDATIONS] += block - begin + 1
         for slot in range(max(0, first - block), min(4, end - block)):
-            if word >> (slot << ENTRY) & 1:
+            if word >> (slot << ENTRY) & 1 and not in_run:
                 in_run = True
-    return runs + 1 if in_run else runs
+                begin = block + slot
+    if in_run:
+        runs += 1
+        w[INVALIDATIONS] += end - begin
+    return runs
+
+
+@primitive
+def dma_unmap(w: Words, pt: PageTable, start: int, end: int) -> int:
+    """ib_umem_odp_unmap_dma_pages() of ``[start, end)``: every entry is looked at, present or not; entries unmapped."""
+    met = edit(w, pt, start, end, KEEP_NONE)
+    w[PROBED] += (end - start) >> PAGE_SHIFT
+    w[ZAPPED] += met
+    return met
 
 
 @primitive

@@ -40,7 +40,7 @@ LOW_BITS = 0x0001000100010001
 def pt_init(w: Words, pt: PageTable, start: int, end: int) -> int:
     """Give an empty table the bounds ``[start, end)``."""
     levels = 0
-    while (end - start) >> (PAGE_SHIFT + w[LEAF_BITS] + levels * w[DIR_BITS]) > 1:
+    while (end - start - 1) >> (PAGE_SHIFT + w[LEAF_BITS] + levels * w[DIR_BITS]) > 0:
         levels += 1
     w[pt] = 0
     w[pt + 1] = levels
@@ -190,6 +190,15 @@ def pt_cmpxchg(w: Words, pt: PageTable, addr: int, old: int, new: int) -> int:
 
 
 @primitive
+def device_cmpxchg(w: Words, pt: PageTable, addr: int, old: int, new: int) -> int:
+    """The same in a device's page table (cmpxchg64 of an SPTE): no page comes into being."""
+    found = get(w, pt, addr)
+    if found == old:
+        put(w, pt, addr, new)
+    return found
+
+
+@primitive
 def pt_unmap_frame(w: Words, pt: PageTable, addr: int, frame: int) -> int:
     """Clear the entry for an address if it still maps ``frame`` (page_vma_mapped_walk); what was there, or 0."""
     found = get(w, pt, addr)
@@ -233,6 +242,24 @@ def pt_add_bits(w: Words, pt: PageTable, start: int, end: int, needed: int, bits
             given += 1
         start += PAGE_SIZE
     return given
+
+
+@primitive
+def pt_copy(w: Words, pt: PageTable, source: PageTable, start: int, end: int) -> int:
+    """Write what another table has valid in ``[start, end)``, as far as a device may know; the number written."""
+    leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
+    limit = min(end, w[source + 3])
+    copied = 0
+    while start < limit:
+        if leaf_of(w, source, (start - w[source + 2]) >> PAGE_SHIFT, False) == 0:
+            start += leaf_bytes - (start - w[source + 2]) % leaf_bytes
+            continue
+        entry = get(w, source, start) & DEVICE_BITS
+        if entry & VALID:
+            put(w, pt, start, entry)
+            copied += 1
+        start += PAGE_SIZE
+    return copied
 
 
 @primitive
@@ -360,19 +387,6 @@ def pt_move(w: Words, pt: PageTable, old: int, new: int, size: int) -> int:
             put(w, pt, new + page, entry)
         page += PAGE_SIZE
     return 0
-
-
-@primitive
-def pt_copy(w: Words, pt: PageTable, source: PageTable, start: int, end: int) -> int:
-    """Write what another table has valid in ``[start, end)`` (one page-table job); the number of entries written."""
-    written = 0
-    while start < end:
-        entry = get(w, source, start)
-        if entry & VALID:
-            put(w, pt, start, entry)
-            written += 1
-        start += PAGE_SIZE
-    return written
 
 
 @primitive

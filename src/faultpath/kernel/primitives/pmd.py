@@ -158,20 +158,6 @@ def pt_count(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: in
 
 
 @primitive
-def pt_least(w: Words, pt: PageTable, start: int, end: int, entry: int, mask: int, order: int) -> int:
-    """Of the entries in ``[start, end)`` that are like ``entry`` in ``mask``, the least in ``order``; 0 without any."""
-    least = 0
-    addr = next_leaf(w, pt, start, end)
-    while addr < end:
-        if like(w, pt, addr, entry, mask):
-            found = get(w, pt, addr)
-            if least == 0 or found & order < least & order:
-                least = found
-        addr = next_leaf(w, pt, addr + PAGE_SIZE, end)
-    return least
-
-
-@primitive
 def pt_rewrite(w: Words, pt: PageTable, start: int, end: int, seen: int, mask: int, entry: int, keep: int) -> int:
     """Put ``entry`` in the place of those in ``[start, end)`` that are ``seen`` in ``mask``, but for bits ``keep``."""
     addr = next_leaf(w, pt, start, end)

@@ -1,0 +1,732 @@
+"""Wide notifiers, and ranges of 2 MiB, 64 KiB or 4 KiB inside them: drm_gpusvm and its first user, Xe.
+
+A fault finds the notifier of its 512 MiB, or makes one, and in it its range: the largest aligned chunk that fits the
+VMA and the notifier and overlaps no other range. The whole range is got and bound at once: the pages of it that the
+process has not touched yet are faulted in. An event zaps and invalidates every range that it touches, whole, and what
+munmap touches is never used again: the callback hands it to the garbage collector, a work item that every fault runs
+first, too. The last range of a notifier takes the notifier along.
+
+It trades memory and precision for few faults and few intervals: one fault and one bind for 512 pages, and one event on
+one of them takes all 512 from the device. Under a shared notifier the sequence number says nothing about one range, so
+whether a bind may be committed is asked of the range: does it still have its pages.
+
+Every fault gets its pages for writing, as in Xe (read_only is for GPU VMAs that are): reading memory that the process
+itself may only read is refused. And a fault never ends in a range whose VMA has since been split, one part read-only:
+ranges are not split, so every round finds the same range and the same -EPERM, and nothing bounds the rounds. ``check``
+finds that livelock; a replay, where nobody else runs, refuses the access after one round.
+
+This is Xe on an integrated GPU: no memory of its own, so no migration, and no look at which pages are there before a
+chunk is chosen (check_pages_threshold). One tile, one GT, whose gtstats are counted; one GPU VMA over everything.
+Page-table jobs and TLB invalidations are over at once, under ``vm->lock``: the VM's reservation object is not modelled.
+The lists beside the two trees are not either; hmm_pfns, dma_addr and the entries staged for a bind are one table. The
+VM is freed with the last reference, which in C queues a work item for it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from faultpath.design import Design, Parameter
+from faultpath.engine.world import INDEX, SCRATCH
+from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM, EPERM
+from faultpath.kernel.hmm import hmm_range_fault_pages
+from faultpath.kernel.mirror import Device
+from faultpath.kernel.mm.fork import mmget_not_zero, mmput
+from faultpath.kernel.mm.vma import PROT_WRITE, find_vma
+from faultpath.kernel.mmu_notifier import (
+    MMU_NOTIFY_UNMAP,
+    ULONG_MAX,
+    IntervalNode,
+    IntervalNotifier,
+    Mm,
+    Range,
+    mmdrop,
+    mmgrab,
+    mmu_interval_notifier_insert,
+    mmu_interval_notifier_remove,
+    mmu_interval_read_begin,
+    mmu_interval_read_retry,
+    mmu_interval_set_seq,
+)
+from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc, kvcalloc, kvfree, off_stack, on_stack
+from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove
+from faultpath.kernel.primitives.lists import queue_work
+from faultpath.kernel.primitives.locks import (
+    down_read,
+    down_write,
+    refcount_dec_and_test,
+    refcount_inc,
+    refcount_set,
+    spin_lock,
+    spin_unlock,
+    up_read,
+    up_write,
+)
+from faultpath.kernel.primitives.pagetable import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    device_zap,
+    pt_clear,
+    pt_copy,
+    pt_free,
+    pt_get,
+    pt_init,
+)
+from faultpath.kernel.primitives.time import timed_out
+from faultpath.kernel.workqueue import flush_work, runs_work
+from faultpath.protocol.language import NULL, Ops, count, protocol
+from faultpath.protocol.struct import IntervalTree, PageTable, RefCount, RwSem, SpinLock, Struct, Work
+
+LOOKUP_STEPS = INDEX["lookup_steps"]
+
+SZ_4K = 4 << 10
+SZ_64K = 64 << 10
+SZ_2M = 2 << 20
+
+
+class NotifierLock(RwSem):
+    """``drm_gpusvm.notifier_lock``: the callback takes it for writing, who reads what callbacks change for reading."""
+
+    role = "driver"
+
+
+class VmLock(RwSem):
+    """``xe_vm.lock``, for writing here: it serialises faults, the garbage collector and close."""
+
+    role = "driver_parent"
+
+
+class Vm(Struct):
+    """``struct xe_vm`` and the ``struct drm_gpusvm`` in it."""
+
+    mm: Mm
+    refcount: RefCount
+    lock: VmLock
+    notifier_lock: NotifierLock
+    size: int  # 0 once it is closed
+    notifier_size: int
+    chunk: int  # chunk_sizes: this, middle, 4 KiB
+    middle: int
+    root: IntervalTree  # of NotifierNodes
+    pt: PageTable  # pt_root: what the GPU walks
+    dma_addr: PageTable  # of all ranges
+    gc_lock: SpinLock  # svm.garbage_collector
+    gc_first: int  # the XeRanges on its list
+    gc_last: int
+    gc_work: Work
+
+
+class NotifierNode(IntervalNode):
+    """``drm_gpusvm_notifier.itree``: its place among the VM's notifiers, where the core has its own node for it."""
+
+    notifier: int
+
+
+class GpusvmNotifier(IntervalNotifier):
+    """``struct drm_gpusvm_notifier``."""
+
+    interval_bytes = 200
+    vm: Vm
+    itree: NotifierNode
+    root: IntervalTree  # of XeRanges
+    removed: int
+
+
+class XeRange(IntervalNode):
+    """``struct xe_svm_range``; 16 bytes of dma_addr more for each page."""
+
+    interval_bytes = 144
+    vm: Vm
+    notifier: GpusvmNotifier
+    refcount: RefCount
+    dma_addr: int  # whether the array is allocated
+    has_dma_mapping: int
+    unmapped: int
+    tile_present: int
+    tile_invalidated: int
+    gc_linked: int  # garbage_collector_link is not empty, nor when list_del() has poisoned it
+    gc_next: int
+
+
+class XeDevice(Device):
+    """``struct xe_device``."""
+
+    usm_lock: RwSem
+    vm: Vm  # usm.asid_to_vm, of the one address space
+
+
+# --- references and memory
+
+
+@protocol
+def xe_vm_put(vm: Vm) -> None:
+    """xe_vm_put(), xe_vm_free()."""
+    if refcount_dec_and_test(vm.refcount):
+        kfree(vm)
+
+
+@protocol
+def drm_gpusvm_range_put(r: XeRange) -> None:
+    """drm_gpusvm_range_put(), xe_svm_range_free(): a range keeps its VM."""
+    if refcount_dec_and_test(r.refcount):
+        vm = r.vm
+        kfree(r)
+        xe_vm_put(vm)
+
+
+@protocol
+def drm_gpusvm_range_alloc(vm: Vm, notifier: GpusvmNotifier, addr: int, size: int) -> XeRange:
+    """drm_gpusvm_range_alloc(), xe_svm_range_alloc()."""
+    r = kmalloc(XeRange, GFP_KERNEL)
+    if not r:
+        return NULL
+    refcount_inc(vm.refcount)
+    refcount_set(r.refcount, 1)
+    r.vm = vm
+    r.notifier = notifier
+    r.start = addr & -size
+    r.last = r.start + size - 1
+    return r
+
+
+@protocol
+def npages_in_range(r: XeRange) -> int:
+    """npages_in_range()."""
+    return (r.last + 1 - r.start) >> PAGE_SHIFT
+
+
+@protocol
+def __drm_gpusvm_free_pages(vm: Vm, r: XeRange) -> None:
+    """__drm_gpusvm_free_pages()."""
+    if r.dma_addr:
+        kvfree(16 * npages_in_range(r))
+        pt_clear(vm.dma_addr, r.start, r.last + 1)
+        r.dma_addr = 0
+
+
+@protocol
+def drm_gpusvm_notifier_alloc(vm: Vm, addr: int) -> GpusvmNotifier:
+    """drm_gpusvm_notifier_alloc()."""
+    notifier = kmalloc(GpusvmNotifier, GFP_KERNEL)
+    if not notifier:
+        return NULL
+    notifier.vm = vm
+    itree = embedded(NotifierNode)
+    itree.notifier = notifier
+    itree.start = addr & -vm.notifier_size
+    itree.last = itree.start + vm.notifier_size - 1
+    notifier.itree = itree
+    return notifier
+
+
+@protocol
+def drm_gpusvm_notifier_free(notifier: GpusvmNotifier) -> None:
+    """drm_gpusvm_notifier_free()."""
+    off_stack(notifier.itree)
+    kfree(notifier)
+
+
+# --- lookups
+
+
+@protocol
+def drm_gpusvm_notifier_find(vm: Vm, addr: int) -> GpusvmNotifier:
+    """drm_gpusvm_notifier_find()."""
+    count("lookups")
+    itree = NotifierNode(itree_first(vm.root, addr, addr, LOOKUP_STEPS))
+    if not itree:
+        return NULL
+    return GpusvmNotifier(itree.notifier)
+
+
+@protocol
+def drm_gpusvm_range_find(notifier: GpusvmNotifier, start: int, end: int) -> XeRange:
+    """drm_gpusvm_range_find()."""
+    count("lookups")
+    return XeRange(itree_first(notifier.root, start, end - 1, LOOKUP_STEPS))
+
+
+# --- the callback
+
+
+@protocol
+def xe_svm_garbage_collector_add_range(vm: Vm, r: XeRange) -> None:
+    """xe_svm_garbage_collector_add_range(), drm_gpusvm_range_set_unmapped()."""
+    r.unmapped = 1
+    spin_lock(vm.gc_lock)
+    if not r.gc_linked:
+        r.gc_linked = 1
+        last = XeRange(vm.gc_last)
+        if last:
+            last.gc_next = r
+        else:
+            vm.gc_first = r
+        vm.gc_last = r
+    spin_unlock(vm.gc_lock)
+    queue_work(vm.gc_work, xe_svm_garbage_collector_work_func, vm)
+
+
+@protocol
+def xe_svm_range_notifier_event_begin(vm: Vm, r: XeRange) -> int:
+    """xe_svm_range_notifier_event_begin(), xe_pt_zap_ptes_range(): whether the TLB must hear of it."""
+    if r.unmapped or not r.tile_present or r.tile_invalidated:
+        return 0
+    device_zap(vm.pt, r.start, r.last + 1)
+    r.tile_invalidated = 1
+    count("svm_tlb_inval_count")
+    return 1
+
+
+@protocol
+def xe_svm_range_notifier_event_end(vm: Vm, r: XeRange, mmu_range: Range) -> None:
+    """xe_svm_range_notifier_event_end(), drm_gpusvm_range_unmap_pages()."""
+    r.has_dma_mapping = 0
+    if vm.size and mmu_range.event == MMU_NOTIFY_UNMAP:
+        xe_svm_garbage_collector_add_range(vm, r)
+
+
+@protocol
+def xe_svm_invalidate(vm: Vm, notifier: GpusvmNotifier, mmu_range: Range) -> None:
+    """xe_svm_invalidate(): every range that the event touches, whole, and one TLB invalidation.
+
+    C's loops go by bounds that it widens to those of the ranges meanwhile; ranges are disjoint, so they are the same.
+    """
+    start = max(notifier.start, mmu_range.start)
+    last = min(notifier.last, mmu_range.end - 1)
+    first = drm_gpusvm_range_find(notifier, start, last + 1)
+    if not first:
+        return
+    if vm.size:
+        zapped = 0
+        r = first
+        while r:
+            zapped = zapped | xe_svm_range_notifier_event_begin(vm, r)
+            r = XeRange(itree_next(r, start, last, SCRATCH))
+        if zapped:
+            count("device_commands")
+            count("tlb_inval_count")  # xe_vm_range_tilemask_tlb_inval()
+    r = first
+    while r:
+        xe_svm_range_notifier_event_end(vm, r, mmu_range)
+        r = XeRange(itree_next(r, start, last, SCRATCH))
+
+
+@protocol
+def drm_gpusvm_notifier_invalidate(mni: IntervalNotifier, mmu_range: Range, cur_seq: int) -> int:
+    """drm_gpusvm_notifier_invalidate()."""
+    notifier = GpusvmNotifier(mni)
+    vm = notifier.vm
+    if not mmu_range.blockable:
+        return 0
+    down_write(vm.notifier_lock)
+    mmu_interval_set_seq(mni, cur_seq)
+    xe_svm_invalidate(vm, notifier, mmu_range)
+    up_write(vm.notifier_lock)
+    return 1
+
+
+@protocol
+def drm_gpusvm_notifier_owner(mni: IntervalNotifier) -> int:
+    """Whose it is: the checker asks, for notifiers of two VMs may overlap."""
+    return GpusvmNotifier(mni).vm
+
+
+drm_gpusvm_notifier_ops = Ops(
+    "drm_gpusvm_notifier_ops", invalidate=drm_gpusvm_notifier_invalidate, owner=drm_gpusvm_notifier_owner
+)
+
+
+# --- ranges go
+
+
+@protocol
+def drm_gpusvm_range_remove(vm: Vm, r: XeRange) -> None:
+    """drm_gpusvm_range_remove(): the notifier's last range takes it along, waiting until no callback runs."""
+    notifier = drm_gpusvm_notifier_find(vm, r.start)
+    down_read(vm.notifier_lock)
+    r.has_dma_mapping = 0
+    __drm_gpusvm_free_pages(vm, r)
+    itree_remove(notifier.root, r)
+    up_read(vm.notifier_lock)
+    drm_gpusvm_range_put(r)
+    if not itree_first(notifier.root, 0, ULONG_MAX, SCRATCH):
+        if not notifier.removed:
+            mmu_interval_notifier_remove(notifier)
+        itree_remove(vm.root, notifier.itree)
+        drm_gpusvm_notifier_free(notifier)
+
+
+@protocol
+def xe_vm_range_unbind(vm: Vm, r: XeRange) -> None:
+    """xe_vm_range_unbind(): a page-table job and a TLB invalidation, whatever a callback has done already."""
+    if not r.tile_present:
+        return
+    down_read(vm.notifier_lock)
+    count("device_commands")
+    pt_clear(vm.pt, r.start, r.last + 1)
+    count("tlb_inval_count")
+    r.tile_present = 0
+    up_read(vm.notifier_lock)
+
+
+@protocol
+def xe_svm_garbage_collector(vm: Vm) -> int:
+    """xe_svm_garbage_collector(), ``vm->lock`` held for writing: everything on the list, in its order."""
+    if not vm.size:
+        return -ENOENT
+    spin_lock(vm.gc_lock)
+    while True:
+        r = XeRange(vm.gc_first)
+        if not r:
+            break
+        vm.gc_first = r.gc_next
+        if not vm.gc_first:
+            vm.gc_last = NULL
+        spin_unlock(vm.gc_lock)
+        xe_vm_range_unbind(vm, r)
+        drm_gpusvm_range_remove(vm, r)
+        spin_lock(vm.gc_lock)
+    spin_unlock(vm.gc_lock)
+    return 0
+
+
+@protocol
+def xe_svm_garbage_collector_work_func(vm: Vm) -> None:
+    """xe_svm_garbage_collector_work_func()."""
+    down_write(vm.lock)
+    xe_svm_garbage_collector(vm)
+    up_write(vm.lock)
+
+
+# --- the fault
+
+
+@protocol
+def drm_gpusvm_range_chunk_size(vm: Vm, notifier: GpusvmNotifier, start: int, last: int, addr: int) -> int:
+    """drm_gpusvm_range_chunk_size() for a VMA ``[start, last]``."""
+    start = max(start, notifier.start)
+    last = min(last, notifier.last)
+    size = vm.chunk
+    while size > PAGE_SIZE:
+        first = addr & -size
+        if first >= start and first + size - 1 <= last and not drm_gpusvm_range_find(notifier, first, first + size):
+            return size
+        size = vm.middle if size > vm.middle else PAGE_SIZE
+    return size
+
+
+@protocol
+def find_or_insert_range(vm: Vm, notifier: GpusvmNotifier, addr: int) -> int:
+    """The part of drm_gpusvm_range_find_or_insert() under mmap_lock: a range, or -errno."""
+    vma = find_vma(vm.mm, addr)
+    if not vma or addr < vma.start:
+        return -ENOENT
+    if not vma.prot & PROT_WRITE:
+        return -EPERM
+    r = drm_gpusvm_range_find(notifier, addr, addr + 1)
+    if r:
+        return r
+    size = drm_gpusvm_range_chunk_size(vm, notifier, vma.start, vma.last, addr)
+    r = drm_gpusvm_range_alloc(vm, notifier, addr, size)
+    if not r:
+        return -ENOMEM
+    down_read(vm.notifier_lock)  # drm_gpusvm_range_insert()
+    itree_insert(notifier.root, r)
+    up_read(vm.notifier_lock)
+    return r
+
+
+@protocol
+def find_or_insert_notifier(vm: Vm, addr: int) -> int:
+    """The part of drm_gpusvm_range_find_or_insert() that has hold of the mm: a range, or -errno."""
+    mm = vm.mm
+    found = drm_gpusvm_notifier_find(vm, addr)
+    notifier = found
+    if not found:
+        notifier = drm_gpusvm_notifier_alloc(vm, addr)
+        if not notifier:
+            return -ENOMEM
+        mmu_interval_notifier_insert(notifier, mm, addr & -vm.notifier_size, vm.notifier_size, drm_gpusvm_notifier_ops)
+    down_read(mm.mmap_lock)
+    ret = find_or_insert_range(vm, notifier, addr)
+    if not found and ret >= 0:
+        itree_insert(vm.root, notifier.itree)
+    up_read(mm.mmap_lock)
+    if not found and ret < 0:
+        mmu_interval_notifier_remove(notifier)
+        drm_gpusvm_notifier_free(notifier)
+    return ret
+
+
+@protocol
+def drm_gpusvm_range_find_or_insert(vm: Vm, addr: int) -> int:
+    """drm_gpusvm_range_find_or_insert(): a range, or -errno."""
+    if not mmget_not_zero(vm.mm):
+        return -EFAULT
+    ret = find_or_insert_notifier(vm, addr)
+    mmput(vm.mm)
+    return ret
+
+
+@protocol
+def drm_gpusvm_pages_valid_unlocked(vm: Vm, r: XeRange) -> int:
+    """drm_gpusvm_pages_valid_unlocked(): pages that are not valid any more are freed."""
+    if not r.dma_addr:
+        return 0
+    down_read(vm.notifier_lock)
+    valid = r.has_dma_mapping
+    if not valid:
+        __drm_gpusvm_free_pages(vm, r)
+    up_read(vm.notifier_lock)
+    return valid
+
+
+@protocol
+def map_pages(vm: Vm, r: XeRange, seq: int) -> int:
+    """drm_gpusvm_get_pages() from its label map_pages on: 0, or -EAGAIN to begin again, or -EFAULT."""
+    while True:
+        down_read(vm.notifier_lock)
+        if r.unmapped:
+            up_read(vm.notifier_lock)
+            return -EFAULT
+        if mmu_interval_read_retry(r.notifier, seq):
+            up_read(vm.notifier_lock)
+            return -EAGAIN
+        if r.dma_addr:
+            r.has_dma_mapping = 1
+            up_read(vm.notifier_lock)
+            return 0
+        up_read(vm.notifier_lock)
+        kvcalloc(16 * npages_in_range(r))
+        r.dma_addr = 1
+
+
+@protocol
+def drm_gpusvm_get_pages(vm: Vm, r: XeRange) -> int:
+    """drm_gpusvm_get_pages()."""
+    mm = vm.mm
+    notifier = r.notifier
+    while not timed_out():
+        seq = mmu_interval_read_begin(notifier)
+        if drm_gpusvm_pages_valid_unlocked(vm, r):
+            return 0
+        kvcalloc(8 * npages_in_range(r))  # pfns
+        err = -EFAULT
+        if mmget_not_zero(mm):
+            err = -EBUSY
+            while err == -EBUSY:
+                down_read(mm.mmap_lock)
+                err = hmm_range_fault_pages(mm, notifier, seq, r.start, r.last + 1, 1, vm.dma_addr)
+                up_read(mm.mmap_lock)
+                if err == -EBUSY:
+                    if timed_out():
+                        break
+                    count("fault_retries")
+                    seq = mmu_interval_read_begin(notifier)
+            mmput(mm)
+        if not err:
+            err = map_pages(vm, r, seq)
+        kvfree(8 * npages_in_range(r))
+        if err:
+            pt_clear(vm.dma_addr, r.start, r.last + 1)
+        if err != -EAGAIN:
+            return err
+        count("fault_retries")
+    return -EBUSY
+
+
+@protocol
+def xe_vm_range_rebind(vm: Vm, r: XeRange) -> int:
+    """xe_vm_range_rebind(): xe_pt_stage_bind(), xe_pt_svm_userptr_pre_commit(), the job, and op_commit()."""
+    down_read(vm.notifier_lock)
+    valid = r.has_dma_mapping
+    up_read(vm.notifier_lock)
+    if not valid:
+        return -EAGAIN
+    down_read(vm.notifier_lock)
+    if not r.has_dma_mapping:
+        up_read(vm.notifier_lock)
+        return -EAGAIN
+    count("device_commands")
+    pt_copy(vm.pt, vm.dma_addr, r.start, r.last + 1)
+    r.tile_present = 1
+    r.tile_invalidated = 0
+    up_read(vm.notifier_lock)
+    return 0
+
+
+@protocol
+def xe_svm_range_is_valid(r: XeRange) -> int:
+    """xe_svm_range_is_valid(), xe_vm_has_valid_gpu_mapping(): read without a lock; whoever zaps it faults again."""
+    if r.tile_present and not r.tile_invalidated:
+        return 1
+    return 0
+
+
+@protocol
+def range_stats_incr(size: int, valid: int) -> None:
+    """xe_svm_range_fault_count_stats_incr(), in every round; xe_svm_range_valid_fault_count_stats_incr()."""
+    if size == SZ_4K:
+        count("svm_4K_pagefault_count")
+        count("svm_4K_valid_pagefault_count", valid)
+    elif size == SZ_64K:
+        count("svm_64K_pagefault_count")
+        count("svm_64K_valid_pagefault_count", valid)
+    elif size == SZ_2M:
+        count("svm_2M_pagefault_count")
+        count("svm_2M_valid_pagefault_count", valid)
+
+
+@protocol
+def __xe_svm_handle_pagefault(vm: Vm, addr: int) -> int:
+    """__xe_svm_handle_pagefault(): round after round, as long as what failed may have been a change of mappings."""
+    count("svm_pagefault_count")
+    while True:
+        err = xe_svm_garbage_collector(vm)
+        if err:
+            return err
+        found = drm_gpusvm_range_find_or_insert(vm, addr)
+        if found < 0:
+            return found
+        r = XeRange(found)
+        valid = xe_svm_range_is_valid(r)
+        range_stats_incr(r.last + 1 - r.start, valid)
+        if valid:
+            return 0
+        err = drm_gpusvm_get_pages(vm, r)
+        if not err:
+            err = xe_vm_range_rebind(vm, r)
+        if err != -EFAULT and err != -EPERM and err != -EAGAIN:
+            return err
+        if runs_work():  # alone: mappings do not change, and the next round would be this one
+            return err
+        count("fault_retries")
+
+
+@protocol
+def xe_pagefault_service(xe: XeDevice, addr: int, write: int) -> int:
+    """xe_pagefault_service(): ``write`` changes nothing."""
+    down_read(xe.usm_lock)  # xe_pagefault_asid_to_vm()
+    vm = xe.vm
+    if vm:
+        refcount_inc(vm.refcount)
+    up_read(xe.usm_lock)
+    if not vm:
+        return -EINVAL
+    err = -ENOENT
+    down_write(vm.lock)
+    if vm.size:
+        err = __xe_svm_handle_pagefault(vm, addr)
+    up_write(vm.lock)
+    xe_vm_put(vm)
+    return err
+
+
+@protocol
+def gpu_walk(xe: XeDevice, addr: int) -> int:
+    """What the GPU's MMU finds."""
+    vm = xe.vm
+    if not vm:
+        return 0
+    return pt_get(vm.pt, addr)
+
+
+# --- open and close
+
+
+@protocol
+def xe_vm_create(mm: Mm, notifier_size: int, chunk: int, middle: int) -> XeDevice:
+    """xe_vm_create() in fault mode, xe_svm_init(), drm_gpusvm_init(); and the device."""
+    xe = on_stack(XeDevice)
+    xe.mm = mm
+    vm = kmalloc(Vm, GFP_KERNEL)
+    if not vm:
+        off_stack(xe)
+        return NULL
+    mmgrab(mm)
+    vm.mm = mm
+    refcount_set(vm.refcount, 1)
+    vm.size = mm.task_size
+    vm.notifier_size = notifier_size
+    vm.chunk = chunk
+    vm.middle = middle
+    pt_init(vm.pt, 0, mm.task_size)
+    pt_init(vm.dma_addr, 0, mm.task_size)
+    down_write(xe.usm_lock)
+    xe.vm = vm
+    up_write(xe.usm_lock)
+    return xe
+
+
+@protocol
+def xe_vm_close(vm: Vm) -> None:
+    """xe_vm_close(): from now on faults are refused, and callbacks and the garbage collector leave the tables alone."""
+    down_write(vm.lock)
+    down_read(vm.notifier_lock)
+    vm.size = 0
+    pt_clear(vm.pt, 0, vm.mm.task_size)  # xe_pt_clear() of the root
+    count("device_commands")
+    count("tlb_inval_count")  # xe_tlb_inval_vm()
+    up_read(vm.notifier_lock)
+    up_write(vm.lock)
+
+
+@protocol
+def drm_gpusvm_fini(vm: Vm) -> None:
+    """drm_gpusvm_fini(): each notifier first, so that no callback runs, then its ranges, the last of which frees it."""
+    itree = NotifierNode(itree_first(vm.root, 0, ULONG_MAX, SCRATCH))
+    while itree:
+        notifier = GpusvmNotifier(itree.notifier)
+        itree = NotifierNode(itree_next(itree, 0, ULONG_MAX, SCRATCH))
+        mmu_interval_notifier_remove(notifier)
+        notifier.removed = 1
+        r = XeRange(itree_first(notifier.root, 0, ULONG_MAX, SCRATCH))
+        while r:
+            following = XeRange(itree_next(r, 0, ULONG_MAX, SCRATCH))
+            drm_gpusvm_range_remove(vm, r)
+            r = following
+    mmdrop(vm.mm)
+
+
+@protocol
+def xe_vm_close_and_put(xe: XeDevice) -> None:
+    """xe_vm_close_and_put(), xe_svm_close(): the tables go before the notifiers; the ASID is the last to go."""
+    vm = xe.vm
+    xe_vm_close(vm)
+    flush_work(vm.gc_work)
+    down_write(vm.lock)
+    pt_free(vm.pt)  # xe_vm_pt_destroy()
+    drm_gpusvm_fini(vm)
+    pt_free(vm.dma_addr)
+    up_write(vm.lock)
+    down_write(xe.usm_lock)
+    xe.vm = Vm(NULL)
+    up_write(xe.usm_lock)
+    xe_vm_put(vm)
+
+
+size_parameter = partial(Parameter, unit="bytes", minimum=PAGE_SIZE, power_of_two=True)
+
+design = Design(
+    name="drm-gpusvm",
+    title="wide notifiers with ranges of 2M, 64K, 4K",
+    source="drivers/gpu/drm/drm_gpusvm.c, drivers/gpu/drm/xe/xe_svm.c, Linux 6.18",
+    open=xe_vm_create,
+    fault=xe_pagefault_service,
+    walk=gpu_walk,
+    close=xe_vm_close_and_put,
+    ops=[drm_gpusvm_notifier_ops],
+    parameters=[
+        size_parameter("notifier_size", 512 << 20, "size of a notifier (xe.svm_notifier_size)", small=16 << 10),
+        size_parameter("chunk", SZ_2M, "largest size of a range (fault_chunk_sizes)", small=8 << 10),
+        size_parameter("middle", SZ_64K, "size of a range where that does not fit; the last is 4K", small=4 << 10),
+    ],
+    counters=[
+        "svm_pagefault_count",
+        "tlb_inval_count",
+        "svm_tlb_inval_count",
+        *(f"svm_{size}_{kind}_count" for kind in ("pagefault", "valid_pagefault") for size in ("4K", "64K", "2M")),
+    ],
+    disjoint=True,
+    doc=__doc__,
+)
