@@ -26,6 +26,8 @@ BUILT_IN = {
     "core-tracked": "faultpath.designs.core_tracked",
     "odp-implicit": "faultpath.designs.odp_implicit",
     "odp-implicit-fixed": "faultpath.designs.odp_implicit_fixed",
+    "amdkfd": "faultpath.designs.amdkfd",
+    "amdkfd-fixed": "faultpath.designs.amdkfd_fixed",
     "drm-gpusvm": "faultpath.designs.drm_gpusvm",
     "full-va": "faultpath.designs.full_va",
     "kvm": "faultpath.designs.kvm",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from faultpath.design import Design
 from faultpath.designs import (
+    amdkfd,
+    amdkfd_fixed,
     core_tracked,
     drm_gpusvm,
     full_va,
@@ -21,6 +23,7 @@ from faultpath.designs import (
 )
 from oracles import odp_explicit as odp_explicit_oracle
 from oracles.address_space import AddressSpace
+from oracles.amdkfd import amdkfd as amdkfd_oracle
 from oracles.core import Counts, Driver, Machine, Row
 from oracles.core_tracked import CoreTracked
 from oracles.designs import FullVa, NouveauV6, NouveauV6Fixed, odp
@@ -73,6 +76,14 @@ for size in (16 << 10, 2 << 20, 2 << 30):
 for size in (0, 64 << 10, 2 << 20):
     CASES[f"odp-explicit:region={size >> 10}K"] = Case(odp_explicit.design, odp_explicit_oracle.explicit(size), [size])
     CASES[f"rxe-odp:region={size >> 10}K"] = Case(rxe_odp.design, odp_explicit_oracle.rxe(size), [size])
+
+# Each page a range of its own, four, the default; and whole mappings.
+for xnack, granularity in ((1, 0), (1, 2), (1, 9), (0, 9)):
+    name = f"xnack={'on' if xnack else 'off'},granularity={granularity}"
+    for kfd in (amdkfd, amdkfd_fixed):
+        CASES[f"{kfd.design.name}:{name}"] = Case(
+            kfd.design, amdkfd_oracle(bool(xnack), granularity, kfd is amdkfd_fixed), [xnack, granularity]
+        )
 
 
 @dataclass

@@ -8,13 +8,26 @@ from faultpath.engine import world
 from faultpath.engine.native import Native
 from faultpath.kernel import srcu
 from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives import heap, itree, lists, locks, mtt, pagetable, range_tree, tlb, xarray
+from faultpath.kernel.primitives import (
+    atomic,
+    heap,
+    itree,
+    list_head,
+    lists,
+    locks,
+    mtt,
+    pagetable,
+    range_tree,
+    tlb,
+    xarray,
+)
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program
 from faultpath.protocol.struct import (
     HlistHead,
     HlistNode,
     IntervalTree,
+    ListHead,
     Mutex,
     PageTable,
     RefCount,
@@ -44,12 +57,15 @@ class Rig(Struct):
     rw: RwLock
     srcu: srcu.Srcu
     ref: RefCount
+    count: atomic.Atomic
+    ring: ListHead
     tlb: PageTable
 
 
 class Item(Struct):
     node: HlistNode
     work: Work
+    link: ListHead
 
 
 class Small(Struct):
@@ -321,6 +337,51 @@ def list_next(node: Item) -> int:
 
 
 @protocol
+def ring_add(rig: Rig, item: Item) -> None:
+    list_head.list_add_tail(item.link, rig.ring)
+
+
+@protocol
+def ring_del(item: Item) -> None:
+    list_head.list_del_init(item.link)
+
+
+@protocol
+def ring_first(rig: Rig) -> int:
+    return list_head.list_first(rig.ring)
+
+
+@protocol
+def ring_next(rig: Rig, item: Item) -> int:
+    return list_head.list_next(item.link, rig.ring)
+
+
+@protocol
+def ring_empty(rig: Rig) -> int:
+    return list_head.list_empty(rig.ring)
+
+
+@protocol
+def ring_alone(item: Item) -> int:
+    return list_head.list_empty(item.link)
+
+
+@protocol
+def cancel(item: Item) -> int:
+    return lists.cancel_work(item.work)
+
+
+@protocol
+def count_up(rig: Rig) -> int:
+    return atomic.atomic_inc_return(rig.count)
+
+
+@protocol
+def count_swap(rig: Rig, old: int, new: int) -> int:
+    return atomic.atomic_cmpxchg(rig.count, old, new)
+
+
+@protocol
 def queue(item: Item, handler: int) -> int:
     return lists.queue_work(item.work, handler, item)
 
@@ -339,6 +400,11 @@ def take() -> int:
 @protocol
 def mutex_lock(rig: Rig) -> None:
     locks.mutex_lock(rig.mutex)
+
+
+@protocol
+def mutex_lock_nested(rig: Rig) -> None:
+    locks.mutex_lock_nested(rig.mutex)
 
 
 @protocol

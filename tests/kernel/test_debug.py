@@ -23,6 +23,7 @@ from faultpath.kernel.primitives.locks import (
     down_write,
     downgrade_write,
     mutex_lock,
+    mutex_lock_nested,
     mutex_trylock,
     mutex_unlock,
     read_lock,
@@ -191,6 +192,29 @@ def two_of_a_class(board: Board) -> None:
     mutex_lock(second.mutex)
     mutex_unlock(second.mutex)
     mutex_unlock(first.mutex)
+
+
+@protocol
+def one_inside_another(board: Board) -> None:
+    first = kmalloc(Thing, GFP_KERNEL)
+    second = kmalloc(Thing, GFP_KERNEL)
+    mutex_lock(first.mutex)
+    mutex_lock_nested(second.mutex)
+    mutex_unlock(second.mutex)
+    mutex_unlock(first.mutex)
+    kfree(first)
+    kfree(second)
+
+
+@protocol
+def one_inside_another_both_ways(board: Board) -> None:
+    one_inside_another(board)
+    second = kmalloc(Thing, GFP_KERNEL)
+    first = kmalloc(Thing, GFP_KERNEL)
+    mutex_lock_nested(second.mutex)
+    mutex_lock(first.mutex)
+    mutex_unlock(first.mutex)
+    mutex_unlock(second.mutex)
 
 
 @protocol
@@ -502,6 +526,7 @@ SINS = [
     (arena.LOCK_ORDER, [both_orders]),
     (arena.LOCK_ORDER, [around_in_three]),
     (arena.LOCK_ORDER, [two_of_a_class]),
+    (arena.LOCK_ORDER, [one_inside_another_both_ways]),
     (arena.SELF_DEADLOCK, [locks_twice]),
     (arena.SELF_DEADLOCK, [spins_twice]),
     (arena.SELF_DEADLOCK, [reads_twice]),
@@ -559,6 +584,7 @@ def test_a_sin_is_found(status, threads, reduce):
     "threads",
     [
         [behaves_in_callbacks, behaves_in_callbacks],
+        [one_inside_another],
         [inserts_and_erases],
         [one_then_other, one_then_other],
         [one_then_other, other_order_if_free],

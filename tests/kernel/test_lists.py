@@ -31,7 +31,7 @@ def test_an_hlist_is_a_list_with_its_newest_first(python: bool) -> None:
 
 
 @pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
-def test_work_runs_first_in_first_out_and_once(python: bool) -> None:
+def test_work_runs_first_in_first_out_and_once_unless_it_is_cancelled(python: bool) -> None:
     bench, random = Bench(python), Random(3)
     items = [bench.new_item() for _ in range(5)]
     queued: list[int] = []
@@ -41,5 +41,9 @@ def test_work_runs_first_in_first_out_and_once(python: bool) -> None:
             assert bench.queue(item, 7) == (item not in queued)
             if item not in queued:
                 queued.append(item)
+        elif random.random() < 0.3:
+            item = random.choice(items)
+            assert bench.cancel(item) == (item in queued)
+            queued = [other for other in queued if other != item]
         else:
             assert bench.take() == (queued.pop(0) if queued else 0)

@@ -23,6 +23,25 @@ def stops(bench: Bench, status: int, name: str, *args: int) -> None:
 
 
 @BACK_ENDS
+def test_a_nested_lock_is_the_same_lock(python: bool) -> None:
+    bench = Bench(python)
+    bench.mutex_lock_nested(bench.rig)
+    stops(bench, WOULD_BLOCK, "mutex_lock")
+    bench.mutex_unlock(bench.rig)
+    bench.mutex_lock(bench.rig)
+    assert acquired(bench, "driver") == 2
+
+
+@BACK_ENDS
+def test_atomic_operations_that_tell(python: bool) -> None:
+    bench = Bench(python)
+    assert [bench.count_up(bench.rig) for _ in range(3)] == [1, 2, 3]
+    assert bench.count_swap(bench.rig, 2, 7) == 3
+    assert bench.count_swap(bench.rig, 3, 7) == 3
+    assert bench.count_up(bench.rig) == 8
+
+
+@BACK_ENDS
 @pytest.mark.parametrize(("kind", "role"), [("mutex", "driver"), ("spin", "spinlock")])
 def test_an_exclusive_lock(python: bool, kind: str, role: str) -> None:
     bench = Bench(python)

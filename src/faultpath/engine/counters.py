@@ -60,6 +60,12 @@ DRIVER_COUNTERS: dict[str, str] = {
     "pf_fast": "those of them that were dealt with outside mmu_lock (fast_page_fault)",
     "pf_mmio_spte_created": "SPTEs made for addresses outside every memslot",
     "remote_tlb_flush_requests": "flushes of the vCPUs' TLBs that KVM asked for, by callbacks that zapped something",
+    "kfd_page_fault_start": "ranges that a retry fault had validated and mapped: KFD's SMI event PAGE_FAULT_START",
+    "kfd_page_fault_end": "those for which that is over, whatever came of it: SMI event PAGE_FAULT_END",
+    "kfd_queue_eviction": "times that all queues of the process were stopped: SMI event QUEUE_EVICTION",
+    "kfd_queue_restore": "times that they were started again, postponements aside: SMI event QUEUE_RESTORE",
+    "kfd_unmap_from_gpu": "pieces of ranges that callbacks unmapped: SMI event UNMAP_FROM_GPU",
+    "kfd_faults": "retry faults that reached the process's ranges: its `counters_*/faults` in sysfs",
 }
 
 GAUGES: dict[str, str] = {

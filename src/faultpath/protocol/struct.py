@@ -167,6 +167,12 @@ class HlistNode(Embedded):
     words = 2
 
 
+class ListHead(Embedded):
+    """``struct list_head``: next and previous node; zeros stand for its own address."""
+
+    words = 2
+
+
 class IntervalTree(Embedded):
     """``struct rb_root_cached`` of an interval tree: root node, leftmost node."""
 

@@ -49,3 +49,19 @@ def fell_to_zero(w: Words, count: int) -> int:
 def atomic_dec_and_test(w: Words, count: Atomic) -> int:
     """atomic_dec_and_test(): 1 if it came to zero."""
     return fell_to_zero(w, count)
+
+
+@primitive
+def atomic_inc_return(w: Words, count: Atomic) -> int:
+    """atomic_inc_return(): what it came to."""
+    w[count] += 1
+    return w[count]
+
+
+@primitive
+def atomic_cmpxchg(w: Words, count: Atomic, old: int, new: int) -> int:
+    """atomic_cmpxchg(): write ``new`` if it is still ``old``; what was there."""
+    found = w[count]
+    if found == old:
+        w[count] = new
+    return found

@@ -82,6 +82,26 @@ def queue_work(w: Words, work: Work, handler: int, obj: int) -> int:
 
 
 @primitive
+def cancel_work(w: Words, work: Work) -> int:
+    """cancel_work(): take a work item off the queue if it is pending: 1 if it was. One that runs is not waited for."""
+    if w[work + 1] == 0:
+        return 0
+    before = 0
+    found = w[WORK_HEAD]
+    while found != work:
+        before = found
+        found = w[found]
+    if before:
+        w[before] = w[work]
+    else:
+        w[WORK_HEAD] = w[work]
+    if w[WORK_TAIL] == work:
+        w[WORK_TAIL] = before
+    w[work + 1] = 0
+    return 1
+
+
+@primitive
 def work_pending(w: Words) -> int:
     """Whether a work item is queued; its address, or 0."""
     return w[WORK_HEAD]

@@ -16,6 +16,7 @@ from faultpath.kernel.primitives.debug import (
     lock_taken,
     lock_tried,
     lock_wanted,
+    might_sleep,
     set_count,
     set_lock,
 )
@@ -108,6 +109,14 @@ def write_to_read(w: Words, lock: int) -> int:
 def mutex_lock(w: Words, lock: Mutex, role: int) -> int:
     """Sleep until the mutex is free, and take it."""
     lock_wanted(w, lock, role, SLEEPS)
+    return acquire(w, lock, role, SLEEPS)
+
+
+@primitive(blocks=True, role=True)
+def mutex_lock_nested(w: Words, lock: Mutex, role: int) -> int:
+    """mutex_lock_nested(): the caller vouches for the order; lockdep learns nothing from it."""
+    might_sleep(w)
+    lock_tried(w, lock)
     return acquire(w, lock, role, SLEEPS)
 
 

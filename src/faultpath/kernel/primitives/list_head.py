@@ -1,0 +1,59 @@
+"""struct list_head: circular lists of embedded nodes. A head and a node are the same structure, and may be both.
+
+Words: 0 next, 1 prev. What points to itself in C (INIT_LIST_HEAD) holds zeros here: new objects are initialized.
+"""
+
+from __future__ import annotations
+
+from faultpath.engine.world import Words
+from faultpath.kernel.primitives.debug import list_add_valid
+from faultpath.protocol.language import primitive
+from faultpath.protocol.struct import ListHead
+
+
+@primitive
+def list_empty(w: Words, head: ListHead) -> int:
+    """list_empty(): whether a list has no entries, or a node is in no list."""
+    return 1 if w[head] == 0 else 0
+
+
+@primitive
+def list_first(w: Words, head: ListHead) -> int:
+    """list_first_entry_or_null(): the first node's address, or 0."""
+    return w[head]
+
+
+@primitive
+def list_next(w: Words, node: ListHead, head: ListHead) -> int:
+    """The node after this one in the list of ``head``, or 0. A node that has left the list is its own next, as in C."""
+    following = w[node]
+    if following == 0:
+        return node
+    return 0 if following == head else following
+
+
+@primitive
+def list_add_tail(w: Words, node: ListHead, head: ListHead) -> int:
+    """list_add_tail()."""
+    list_add_valid(w, node)
+    last = w[head + 1] if w[head + 1] else head
+    w[node] = head
+    w[node + 1] = last
+    w[last] = node
+    w[head + 1] = node
+    return 0
+
+
+@primitive
+def list_del_init(w: Words, node: ListHead) -> int:
+    """list_del_init(): take a node out of its list; nothing where it is in none."""
+    following = w[node]
+    before = w[node + 1]
+    if following == 0:
+        return 0
+    alone = following == before  # only the head is left
+    w[following + 1] = 0 if alone else before
+    w[before] = 0 if alone else following
+    w[node] = 0
+    w[node + 1] = 0
+    return 0
