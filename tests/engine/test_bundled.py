@@ -17,7 +17,7 @@ from oracles.core import Row
 from oracles.running import Run, differences, table
 
 RECORDINGS = sorted((Path(__file__).resolve().parents[2] / "recordings").glob("*.trace"))
-ROWS = 6_000
+ROWS = 3_000
 NAMES = (
     "nouveau-v6",
     "nouveau-v6-fixed",

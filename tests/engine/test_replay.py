@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from oracles.sequences import lengths, make, seeds
 
-quick = settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck), database=None)
+quick = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), database=None)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,10 @@ SCRATCH = LOCK - 1  # tree nodes read that no counter wants
 ROWS_WORDS = 1 << 20  # above the heap: rows of a trace on their way in, no part of the state
 HEAP = LOCK + 2 * N_LOCKS + 8 & ~7
 
+# Python names the flag from 3.13 on. Without it, worlds that lie side by side become one VMA that is accounted for, and
+# once it is larger than the machine's memory, fork() is refused.
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
 INDEX: dict[str, int] = {name: COUNTER + i for i, name in enumerate([*COUNTERS, *GAUGES, *DRIVER_COUNTERS])}
 assert len(INDEX) < LOCK - COUNTER
 
@@ -68,8 +73,7 @@ def new_world(max_words: int = 1 << 32, leaf_bits: int = 9, dir_bits: int = 9) -
     words = max_words
     while True:
         try:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-            memory = mmap.mmap(-1, words * 8, flags=flags)
+            memory = mmap.mmap(-1, words * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
             break
         except (OSError, ValueError, OverflowError):
             if words <= 1 << 20:
