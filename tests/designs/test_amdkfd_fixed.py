@@ -87,9 +87,9 @@ def without(left_out: Protocol, *instead: Protocol) -> Design:
         (amdkfd_fixed.svm_range_take_child, HOLE_AND_RECLAIM, ON, "lifetime"),
         (amdkfd_fixed.svm_range_cpu_invalidate_pagetables, NAMED["oom-vs-fault"], ON, "locks"),
         (amdkfd_fixed.kfd_process_notifier_release_internal, NAMED["exit-vs-fault"], ON, "coherence"),
-        (amdkfd_fixed.svm_range_split_adjust, EVICTED_AND_SPLIT, OFF, "coherence"),
+        (amdkfd_fixed.svm_range_take_child, EVICTED_AND_SPLIT, OFF, "coherence"),
     ],
-    ids=["mapped_to_gpu", "bounds", "children", "non-blockable", "release", "invalid"],
+    ids=["mapped_to_gpu", "bounds", "children", "non-blockable", "release", "evicted"],
 )
 def test_no_change_can_be_left_out(change: Protocol, scenario: Scenario, xnack: int, what: str) -> None:
     found = broken(without(change), scenario, xnack)

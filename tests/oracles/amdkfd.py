@@ -394,14 +394,9 @@ class Amdkfd(Driver):
 
 
 class AmdkfdFixed(Amdkfd):
-    """A new interval before the old one goes; what is cut off is evicted, and as invalid as the rest."""
+    """A new interval before the old one goes; what is cut off is evicted."""
 
     FIXED = True
-
-    def cut(self, piece: Piece, start: int, end: int) -> Piece:
-        other = super().cut(piece, start, end)
-        other.invalid = piece.invalid
-        return other
 
     def finish(self, piece: Piece) -> None:
         while piece.cut_off:
