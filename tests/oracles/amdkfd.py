@@ -340,6 +340,8 @@ class Amdkfd(Driver):
         if not concerned:
             return
         piece.invalid = piece.invalid or (piece.start < end and start < piece.end)
+        if self.FIXED:
+            self.lock("driver_parent")
         if not self.stopped:
             self.stopped = True
             if not self.exiting:
