@@ -24,6 +24,13 @@ NAMED = {s.name: s for s in SCENARIOS if PARALLEL_FAULTS not in s.needs}
 USED = [map_memory(0, 4), access(1)]
 HOLE_AND_RECLAIM = Scenario("", "What is right of a hole is reclaimed.", USED, [munmap(1, 1), reclaim(2)])
 EVICTED_AND_SPLIT = Scenario("", "A hole left of what is dropped.", USED, [munmap(1, 1), dontneed(3, 1)])
+TWO_RANGES = Scenario(
+    "",
+    "Two ranges are evicted at once.",
+    [*USED, map_memory(5, 2), access(5)],
+    [dontneed(0, 4), reclaim(5)],
+    pages=8,
+)
 TWO_MAPPINGS = Scenario(
     "",
     "A range that lies in two mappings is mapped again, and its first part dropped.",
@@ -65,7 +72,9 @@ def test_with_every_change_they_hold(name: str) -> None:
     assert broken(amdkfd_fixed.design, NAMED[name]) == "holds"
 
 
-@pytest.mark.parametrize("scenario", [HOLE_AND_RECLAIM, EVICTED_AND_SPLIT, TWO_MAPPINGS], ids=lambda s: s.doc)
+@pytest.mark.parametrize(
+    "scenario", [HOLE_AND_RECLAIM, EVICTED_AND_SPLIT, TWO_RANGES, TWO_MAPPINGS], ids=lambda s: s.doc
+)
 @pytest.mark.parametrize("xnack", [OFF, ON])
 def test_with_every_change_these_hold_as_well(scenario: Scenario, xnack: int) -> None:
     assert broken(amdkfd_fixed.design, scenario, xnack) == "holds"
@@ -87,9 +96,10 @@ def without(left_out: Protocol, *instead: Protocol) -> Design:
         (amdkfd_fixed.svm_range_take_child, HOLE_AND_RECLAIM, ON, "lifetime"),
         (amdkfd_fixed.svm_range_cpu_invalidate_pagetables, NAMED["oom-vs-fault"], ON, "locks"),
         (amdkfd_fixed.kfd_process_notifier_release_internal, NAMED["exit-vs-fault"], ON, "coherence"),
-        (amdkfd_fixed.svm_range_split_adjust, EVICTED_AND_SPLIT, OFF, "coherence"),
+        (amdkfd_fixed.svm_range_take_child, EVICTED_AND_SPLIT, OFF, "coherence"),
+        (amdkfd_fixed.svm_range_stop_queues, TWO_RANGES, OFF, "coherence"),
     ],
-    ids=["mapped_to_gpu", "bounds", "children", "non-blockable", "release", "invalid"],
+    ids=["mapped_to_gpu", "bounds", "children", "non-blockable", "release", "evicted", "second"],
 )
 def test_no_change_can_be_left_out(change: Protocol, scenario: Scenario, xnack: int, what: str) -> None:
     found = broken(without(change), scenario, xnack)

@@ -340,6 +340,8 @@ class Amdkfd(Driver):
         if not concerned:
             return
         piece.invalid = piece.invalid or (piece.start < end and start < piece.end)
+        if self.FIXED:
+            self.lock("driver_parent")
         if not self.stopped:
             self.stopped = True
             if not self.exiting:
@@ -394,14 +396,9 @@ class Amdkfd(Driver):
 
 
 class AmdkfdFixed(Amdkfd):
-    """A new interval before the old one goes; what is cut off is evicted, and as invalid as the rest."""
+    """A new interval before the old one goes; what is cut off is evicted."""
 
     FIXED = True
-
-    def cut(self, piece: Piece, start: int, end: int) -> Piece:
-        other = super().cut(piece, start, end)
-        other.invalid = piece.invalid
-        return other
 
     def finish(self, piece: Piece) -> None:
         while piece.cut_off:

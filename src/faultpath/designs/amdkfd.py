@@ -438,8 +438,17 @@ def svm_range_unmap_from_cpu(mm: Mm, prange: SvmRange, start: int, last: int) ->
 
 
 @protocol
+def svm_range_stop_queues(svms: KfdProcess) -> None:
+    """svm_range_evict() with xnack off, its end: the first stops them; who comes second does not wait for that."""
+    if atomic_inc_return(svms.evicted_ranges) != 1:
+        return
+    kgd2kfd_quiesce_mm(svms.kfd)
+    queue_work(svms.restore_work, svm_range_restore_work, svms)
+
+
+@protocol
 def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
-    """svm_range_evict() with xnack off: say what is invalid, and stop the queues if that is the first to be."""
+    """svm_range_evict() with xnack off: say what is invalid, and stop the queues."""
     svms = prange.svms
     mapped = prange.mapped_to_gpu
     pchild = next_piece(prange, NULL)
@@ -455,10 +464,7 @@ def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
         return
     if prange.start <= last and prange.last >= start:
         atomic_inc(prange.invalid)
-    if atomic_inc_return(svms.evicted_ranges) != 1:
-        return
-    kgd2kfd_quiesce_mm(svms.kfd)
-    queue_work(svms.restore_work, svm_range_restore_work, svms)
+    svm_range_stop_queues(svms)
 
 
 @protocol

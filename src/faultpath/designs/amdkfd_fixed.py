@@ -6,10 +6,12 @@
 2. New bounds get a new notifier before the old one is removed. In between, an invalidation that needs no mmap_lock
    (reclaim) reaches nobody (fault-vs-munmap-left).
 3. A child leaves the list that callbacks go over under ``lock``, and evicted, for it has no notifier until it is added.
-   In 6.1 it leaves as it is, and may be freed under a callback that stands at it.
+   In 6.1 it leaves as it is, and may be freed under a callback that stands at it. With xnack off it also forgets, when
+   it is split off, that it is invalid: the queues start, and nobody has mapped it anew.
 4. An invalidation that must not sleep is refused (oom-vs-fault).
 5. The queues are destroyed when the mm is released, before its pages go (exit-vs-fault).
-6. A part that is split off is as invalid as the range was, so that with xnack off it is restored as well.
+6. With xnack off, who evicts second waits until the first has stopped the queues. In 6.1 it sees that it is the second
+   and returns, while they still run.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from faultpath.designs.amdkfd import (
     RangeNotifier,
     SvmRange,
     kfd_unref_process,
+    kgd2kfd_quiesce_mm,
     svm_range_add_notifier_locked,
     svm_range_evict,
     svm_range_evict_queues,
     svm_range_invalidate,
+    svm_range_restore_work,
 )
 from faultpath.kernel.mmu_notifier import (
     MMU_NOTIFY_RELEASE,
@@ -37,10 +41,11 @@ from faultpath.kernel.mmu_notifier import (
     Range,
     mmu_interval_notifier_remove,
 )
-from faultpath.kernel.primitives.atomic import atomic_inc, atomic_read
+from faultpath.kernel.primitives.atomic import atomic_inc_return
 from faultpath.kernel.primitives.heap import embedded, kfree
 from faultpath.kernel.primitives.itree import itree_insert, itree_remove
 from faultpath.kernel.primitives.list_head import list_del_init
+from faultpath.kernel.primitives.lists import queue_work
 from faultpath.kernel.primitives.locks import mutex_lock, mutex_unlock
 from faultpath.kernel.primitives.pagetable import pt_copy
 from faultpath.protocol.language import count, protocol
@@ -102,12 +107,14 @@ def kfd_process_notifier_release_internal(p: KfdProcess) -> None:
     kfd_unref_process(p)
 
 
-@protocol(replaces=amdkfd.svm_range_split_adjust)
-def svm_range_split_adjust(new: SvmRange, old: SvmRange) -> None:
+@protocol(replaces=amdkfd.svm_range_stop_queues)
+def svm_range_stop_queues(svms: KfdProcess) -> None:
     """Change 6."""
-    new.mapped_to_gpu = old.mapped_to_gpu
-    if atomic_read(old.invalid):
-        atomic_inc(new.invalid)
+    mutex_lock(svms.kfd.processes_mutex)
+    if atomic_inc_return(svms.evicted_ranges) == 1:
+        kgd2kfd_quiesce_mm(svms.kfd)
+        queue_work(svms.restore_work, svm_range_restore_work, svms)
+    mutex_unlock(svms.kfd.processes_mutex)
 
 
 design = dataclasses.replace(
