@@ -1,0 +1,81 @@
+"""docs/answer.md and docs/designs: what ``make answer`` wrote is what the code says, and no number stands alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from faultpath import catalog
+from faultpath.check import check, inapplicable
+from faultpath.compare import compare
+from faultpath.report.pivot import parse, pivots
+from faultpath.scenarios import SCENARIOS
+
+ROOT = Path(__file__).resolve().parent.parent
+AGAIN = "run: make answer"
+
+spec = importlib.util.spec_from_file_location("answer", ROOT / "tools" / "answer.py")
+assert spec
+assert spec.loader
+answer = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(answer)
+
+TEXT = answer.ANSWER.read_text()
+COMMANDS = re.compile(r"(?m)^\$ (faultpath compare recordings/\*.trace --all .*)\n((?:(?!\$ ).*\n?)*)")
+BLOCKS = re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)
+
+
+def page(name: str) -> str:
+    return (answer.DESIGNS / f"{name}.md").read_text()
+
+
+def test_every_design_has_a_page_and_no_page_is_left_over() -> None:
+    assert {path.stem for path in answer.DESIGNS.glob("*.md")} == set(catalog.BUILT_IN)
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN)
+def test_a_page_says_what_the_design_says(name: str) -> None:
+    assert page(name).startswith(answer.told(name)), AGAIN
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN)
+def test_a_page_has_what_recordings_cost(name: str) -> None:
+    some = [path for path in answer.RECORDINGS if path.stem in ("luajit", "rustc")]
+    for row in answer.measured(name, some):
+        assert f"\n{row}\n" in page(name), AGAIN
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN)
+def test_a_page_has_what_check_finds(name: str) -> None:
+    results = check([name], ["fault-vs-munmap"], memory=1 << 30)["results"]
+    for row in answer.verdicts(results):
+        assert f"\n{row}\n" in page(name), AGAIN
+    shown = page(name).partition("## Checked")[2].count("\n| ") - 1
+    assert shown == sum(not inapplicable(catalog.load(name), scenario) for scenario in SCENARIOS)
+
+
+def test_the_tables_of_the_answer_are_what_its_commands_print() -> None:
+    """One recording's column of each table, and that the tables have a row for every design."""
+    document = compare([ROOT / "recordings" / "luajit.trace"], list(catalog.BUILT_IN))
+    compared = 0
+    for block in BLOCKS:
+        for command, output in COMMANDS.findall(block):
+            wanted = re.findall(r"-c (\S+)", command)
+            lines = [line for line in pivots(document, parse(wanted), False, 200) if "  " in line]
+            for line in lines:
+                name, *cells = line.split("  ")
+                if name in catalog.BUILT_IN:
+                    rows = [other for other in output.splitlines() if other.split()[:1] == [name]]
+                    assert any(cells[-1].strip() in row for row in rows), (command, line, AGAIN)
+                    compared += 1
+    assert compared > 5 * len(catalog.BUILT_IN)
+
+
+def test_every_number_of_the_text_is_in_a_table() -> None:
+    printed = set(re.findall(r"\d[\d,.]*\d|\d", "\n".join(BLOCKS)))
+    prose = re.sub(r"```.*?```|`[^`]*`|\[[^\]]*\]\([^)]*\)", "", TEXT, flags=re.DOTALL)
+    prose = re.sub(r"January 2020|\b[12] (?:GiB|MiB)\b", "", prose)
+    assert [number for number in re.findall(r"\d[\d,.]*\d|\d", prose) if number not in printed] == []
