@@ -353,15 +353,16 @@ def test_the_matrix_fits_the_terminal(width: int, designs: int) -> None:
     assert sum(line.count("violated 12M cr.") for line in body) == len(found)
 
 
-def test_the_matrix_has_designs_down_when_that_fits() -> None:
-    done = run("full-va", "nouveau-v6", "-s", "fault-vs-fork", "-s", "oom-vs-munmap", "--all")
-    assert done.returncode == 0 or "violated" in done.stdout
-    summary = done.stdout.rpartition("\n\n")[2].splitlines()
-    assert summary[0].split()[0] == "holds"
-    assert {name: int(count) for name, count in (row.split()[:2] for row in summary[2:])}["full-va"] == 2
-    head, _, *rows = done.stdout.partition("\n\n")[2].splitlines()
+def test_the_matrix_has_designs_down_when_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    document = module.check(["nouveau-v6", "full-va"], ["fault-vs-fork", "oom-vs-munmap"], memory=1 << 30)
+    verdicts.checked(document, True, False, True)
+    parts = capsys.readouterr().out.split("\n\n")
+    head, _, *rows = parts[0].strip().splitlines()
     assert head.split() == ["fault-vs-fork", "oom-vs-munmap"]
-    assert rows[0].split()[0] == "nouveau-v6"
+    assert [row.split()[0] for row in rows] == ["nouveau-v6", "full-va"]
+    columns, _, *rows = parts[-1].rstrip().splitlines()
+    assert columns.split() == ["holds"]
+    assert [row.split() for row in rows] == [["nouveau-v6", "2"], ["full-va", "2"]]
 
 
 # --- tracks: read back by a decoder of its own

@@ -940,7 +940,7 @@ CPU_SIDE = [
     bug(
         REFCOUNT,
         "a read-only page taken for one that may be written",
-        hmm.hmm_walk,
+        hmm.hmm_vma_handle_pte,
         ("    if pte & VALID and (pte & WRITE or not write):\n", "    if pte & VALID:\n"),
         at="fault-vs-cow",
         breaks="coherence",
@@ -989,8 +989,8 @@ CPU_SIDE = [
         "mremap moves PTEs without an event",
         mremap.move_vma,
         (
-            "raise_start(mm, old - more, old + old_size, UNMAP, RAISES_CALLS)",
-            "raise_start(mm, old - more, old + old_size, UNMAP, 9)",
+            "adjusted_end(vma, old, old + old_size), UNMAP, RAISES_CALLS)",
+            "adjusted_end(vma, old, old + old_size), UNMAP, 9)",
         ),
         at="fault-vs-mremap",
         breaks="coherence",
