@@ -49,12 +49,15 @@ def test_a_page_has_what_recordings_cost(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", catalog.BUILT_IN)
+def test_a_page_has_a_verdict_for_every_scenario_that_applies(name: str) -> None:
+    shown = re.findall(r"(?m)^\| (\S+) \|", page(name).partition("## Checked")[2])[1:]
+    assert shown == [s.name for s in SCENARIOS if not inapplicable(catalog.load(name), s)], AGAIN
+
+
+@pytest.mark.parametrize("name", ["nouveau-v6", "full-va", "odp-implicit"])  # others' take minutes to compile
 def test_a_page_has_what_check_finds(name: str) -> None:
-    results = check([name], ["fault-vs-munmap"], memory=1 << 30)["results"]
-    for row in answer.verdicts(results):
+    for row in answer.verdicts(check([name], ["fault-vs-munmap"], memory=1 << 30)["results"]):
         assert f"\n{row}\n" in page(name), AGAIN
-    shown = page(name).partition("## Checked")[2].count("\n| ") - 1
-    assert shown == sum(not inapplicable(catalog.load(name), scenario) for scenario in SCENARIOS)
 
 
 def test_the_tables_of_the_answer_are_what_its_commands_print() -> None:
