@@ -7,11 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine import verdicts
 from faultpath.design import PARALLEL_FAULTS, Design
 from faultpath.designs import amdkfd, amdkfd_fixed
 from faultpath.designs.amdkfd import HmmRange, SvmRange
-from faultpath.engine import native
-from faultpath.engine.check import Check
 from faultpath.engine.status import VIOLATIONS
 from faultpath.kernel.primitives.pagetable import pt_copy
 from faultpath.protocol.language import Protocol, protocol
@@ -54,12 +53,7 @@ VIOLATED = {
 
 
 def broken(design: Design, scenario: Scenario, xnack: int = ON) -> str:
-    native.effort = 0  # compiled once, run for a moment
-    try:
-        found = Check(design, [xnack, GRANULARITY], scenario).run()
-    finally:
-        native.effort = 2
-    return VIOLATIONS[found.status][1] if found.verdict == "violated" else found.verdict
+    return verdicts.broken(verdicts.verdict(design, scenario, values=[xnack, GRANULARITY]))
 
 
 @pytest.mark.parametrize("name", VIOLATED)

@@ -6,12 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from faultpath.design import PARALLEL_FAULTS, Design
+from engine.verdicts import broken, verdict
+from faultpath.design import PARALLEL_FAULTS
 from faultpath.designs import nouveau_upstream, nouveau_v6_fixed
 from faultpath.designs.nouveau_upstream import SvmmNotifier
-from faultpath.engine import native
-from faultpath.engine.check import Check, Verdict
-from faultpath.engine.status import VIOLATIONS
 from faultpath.kernel import mmu_notifier
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
@@ -25,7 +23,7 @@ from faultpath.kernel.mmu_notifier import (
 )
 from faultpath.kernel.primitives.lists import hlist_first
 from faultpath.kernel.primitives.locks import mutex_lock, mutex_unlock
-from faultpath.protocol.language import Ops, Protocol, protocol
+from faultpath.protocol.language import Ops, protocol
 from faultpath.scenario import Scenario
 from faultpath.scenarios import SCENARIOS
 from faultpath.trace.ops import Event, Op
@@ -90,18 +88,6 @@ VIOLATED = {
     "oom-vs-fault": STUCK,
     "oom-vs-dontneed": STUCK,
 }
-
-
-def verdict(design: Design, scenario: Scenario, *changes: Protocol) -> Verdict:
-    native.effort = 0  # compiled once, run for a moment
-    try:
-        return Check(design, [], scenario, replacements=changes).run()
-    finally:
-        native.effort = 2
-
-
-def broken(found: Verdict) -> str:
-    return VIOLATIONS[found.status][1] if found.verdict == "violated" else found.verdict
 
 
 @pytest.mark.parametrize("scenario", APPLYING, ids=lambda s: s.name)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from engine.verdicts import broken, verdict
 from faultpath.design import PARALLEL_FAULTS
 from faultpath.designs import nouveau_v6, nouveau_v6_fixed
 from faultpath.designs.nouveau_v6 import Svm, Svmm
 from faultpath.designs.nouveau_v6_fixed import SvmmInterval, track
-from faultpath.engine import native
-from faultpath.engine.check import Check, Verdict
 from faultpath.engine.status import VIOLATIONS
 from faultpath.kernel import mmu_notifier_v6_fixed
 from faultpath.kernel.mm.vma import find_vma
@@ -51,18 +50,6 @@ VIOLATED = {
     "second-client": DURING,
     "exit-vs-one-teardown": UNCOVERED,
 }
-
-
-def verdict(design, scenario: Scenario, *changes: Protocol) -> Verdict:
-    native.effort = 0  # compiled once, run for a moment
-    try:
-        return Check(design, [], scenario, replacements=changes).run()
-    finally:
-        native.effort = 2
-
-
-def broken(found: Verdict) -> str:
-    return VIOLATIONS[found.status][1] if found.verdict == "violated" else found.verdict
 
 
 @pytest.mark.parametrize("scenario", APPLYING, ids=lambda s: s.name)

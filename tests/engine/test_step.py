@@ -38,9 +38,8 @@ ROWS = [
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly():
     """A replay as one flat list of steps is the longest function there is, and each runs but a moment."""
-    native.effort = 0
-    yield
-    native.effort = 2
+    with native.compiled_quickly():
+        yield
 
 
 @pytest.fixture(scope="module", params=DESIGNS)

@@ -14,8 +14,8 @@ from typing import Any
 from faultpath import driver
 from faultpath.catalog import find, integers
 from faultpath.design import Design
-from faultpath.engine import native
 from faultpath.engine.check import Check, Verdict
+from faultpath.engine.native import compiled_quickly
 from faultpath.engine.status import VIOLATIONS
 from faultpath.protocol.language import Helper, Primitive, Protocol
 from faultpath.protocol.program import Source
@@ -84,11 +84,8 @@ def checked(subject: Subject, scenario: Scenario, replacements: Sequence[Source]
     design, values = subject.load()
     changed = {r.replaces for r in replacements}
     others = [r for r in (*subject.replacements, *cuts(scenario)) if r.replaces not in changed]
-    native.effort = 0  # a mutant's code is compiled once and runs for a moment
-    try:
+    with compiled_quickly():
         check = Check(design, values, scenario, replacements=[*others, *replacements])
-    finally:
-        native.effort = 2
     return check.run(_not_too_many)
 
 

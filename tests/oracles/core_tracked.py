@@ -63,6 +63,7 @@ class CoreTracked(Driver):
             self.gains(taker, *whole, vma)
             hand_over(vma, rest, taker, whole)
 
+        # The space is to tell of each change: mypy wants no method assigned to.
         space.part, space.resize, space.unlink, space.unmap = parted, resized, unlinked, unmapped  # type: ignore[method-assign]
         space.take_in, space.hand_over = taken_in, handed_over  # type: ignore[method-assign]
 

@@ -11,8 +11,8 @@ from faultpath import catalog
 from faultpath.cases import CASES, load
 from faultpath.cases.case import Case, Variant
 from faultpath.check import examined
-from faultpath.engine import native
 from faultpath.engine.check import Check
+from faultpath.engine.native import compiled_quickly
 from faultpath.errors import FaultpathError
 from faultpath.report.cases import table
 from faultpath.report.counterexample import lines
@@ -40,8 +40,7 @@ def check_cases(
         raise FaultpathError("a counterexample is of one variant", "--replay", "name it: --cases NAME/VARIANT")
     done = 0
     cases = []
-    before, native.effort = native.effort, 0  # compiled once, run for a moment
-    try:
+    with compiled_quickly():
         for case, variants in wanted:
             results = []
             for variant in variants:
@@ -49,8 +48,6 @@ def check_cases(
                 results.append(checked(case, variant, replay))
                 done += 1
             cases.append(described(case) | {"variants": results})
-    finally:
-        native.effort = before
     return {"schema": SCHEMA, "version": faultpath.__version__, "cases": cases}
 
 

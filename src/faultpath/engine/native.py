@@ -9,7 +9,8 @@ import ctypes
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,18 @@ from faultpath.protocol.language import Helper, Protocol
 from faultpath.protocol.native import STOPPED, assembly
 from faultpath.protocol.program import Program
 
-effort = 2  # of LLVM's passes; 0 makes code that is compiled in a third of the time and runs at a third of the speed
+effort = 2  # of LLVM's passes
+
+
+@contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """For what is compiled once and runs for a moment: a third of the time to compile, a third of the speed."""
+    global effort
+    before, effort = effort, 0
+    try:
+        yield
+    finally:
+        effort = before
 
 
 def cache_folder() -> Path:
