@@ -16,7 +16,7 @@ import dataclasses
 
 from faultpath.cases import mirror
 from faultpath.cases.case import BUGGY, FINAL_FIX, FIRST_FIX, HOLDS, Case, Variant, memory
-from faultpath.cases.kvm_vma import Kvm, KvmNotifier, kvm_mmu_notifier_ops, stage2_walk
+from faultpath.cases.kvm_vma import Kvm, KvmNotifier, kvm_init, kvm_mmu_notifier_ops, stage2_walk
 from faultpath.driver import *
 from faultpath.kernel.threads import closing
 from faultpath.scenario import DEVICE, Call, Scenario, address
@@ -58,15 +58,10 @@ def kvm_create_vm(mm: Mm) -> KvmX86:
     kvm = kmalloc(KvmX86, GFP_KERNEL)
     if not kvm:
         return NULL
-    kvm.mm = mm
+    kvm_init(kvm, mm)
     kvm.mmu_invalidate_seq = BIT_31
-    pt_init(kvm.pt, 0, mm.task_size)
-    mn = embedded(KvmNotifier)
-    mn.kvm = kvm
-    mn.ops = kvm_mmu_notifier_ops
-    kvm.mn = mn
     kvm.root = new_root()
-    mmu_notifier_register(mn, mm)
+    mmu_notifier_register(kvm.mn, mm)
     return kvm
 
 

@@ -69,18 +69,24 @@ kvm_mmu_notifier_ops = Ops(
 
 
 @protocol
+def kvm_init(kvm: Kvm, mm: Mm) -> None:
+    """What every VM begins with: tables, and the notifier, not yet registered."""
+    kvm.mm = mm
+    pt_init(kvm.pt, 0, mm.task_size)
+    mn = embedded(KvmNotifier)
+    mn.kvm = kvm
+    mn.ops = kvm_mmu_notifier_ops
+    kvm.mn = mn
+
+
+@protocol
 def kvm_create_vm(mm: Mm) -> Kvm:
     """kvm_create_vm()."""
     kvm = kmalloc(Kvm, GFP_KERNEL)
     if not kvm:
         return NULL
-    kvm.mm = mm
-    pt_init(kvm.pt, 0, mm.task_size)
-    mn = kmalloc(KvmNotifier, GFP_KERNEL)
-    mn.kvm = kvm
-    mn.ops = kvm_mmu_notifier_ops
-    kvm.mn = mn
-    mmu_notifier_register(mn, mm)
+    kvm_init(kvm, mm)
+    mmu_notifier_register(kvm.mn, mm)
     return kvm
 
 

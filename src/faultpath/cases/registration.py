@@ -16,7 +16,7 @@ import dataclasses
 
 from faultpath.cases import mirror
 from faultpath.cases.case import BUGGY, FINAL_FIX, HOLDS, Case, Variant, memory, write_protect
-from faultpath.cases.kvm_vma import Kvm, KvmNotifier, kvm_mmu_notifier_ops, stage2_walk
+from faultpath.cases.kvm_vma import Kvm, kvm_init, kvm_mmu_notifier_ops, stage2_walk
 from faultpath.driver import *
 from faultpath.kernel.mm.fault import wp_page_copy
 from faultpath.kernel.mm.raising import RAISES_CALLS
@@ -38,12 +38,7 @@ def kvm_dev_open(mm: Mm) -> KvmFile:
     kvm = kmalloc(KvmFile, GFP_KERNEL)
     if not kvm:
         return NULL
-    kvm.mm = mm
-    pt_init(kvm.pt, 0, mm.task_size)
-    mn = kmalloc(KvmNotifier, GFP_KERNEL)
-    mn.kvm = kvm
-    mn.ops = kvm_mmu_notifier_ops
-    kvm.mn = mn
+    kvm_init(kvm, mm)
     return kvm
 
 

@@ -106,7 +106,6 @@ LOOKUP_STEPS = INDEX["lookup_steps"]
 MAX_SVM_RANGE = 1 << 30
 
 # enum svm_work_list_ops
-SVM_OP_NULL = 0
 SVM_OP_UNMAP_RANGE = 1
 SVM_OP_UPDATE_RANGE_NOTIFIER = 2
 SVM_OP_ADD_RANGE = 4

@@ -375,12 +375,11 @@ def itree_next(w: Words, node: int, start: int, last: int, steps: int) -> int:
             return node
 
 
-@primitive
-def itree_last(w: Words, root: IntervalTree, last: int, steps: int) -> int:
-    """The last node in order that starts at or before ``last``, or 0: a walk down by start. The kernel has no such."""
+@helper
+def starting_before(w: Words, node: int, last: int, steps: int) -> int:
+    """The last node of the subtree that starts at or before ``last``, or 0: a walk down by start."""
     found = 0
     read = 0
-    node = w[root]
     while node:
         read += 1
         if w[node + START] <= last:
@@ -390,6 +389,12 @@ def itree_last(w: Words, root: IntervalTree, last: int, steps: int) -> int:
             node = w[node + LEFT]
     w[steps] += read
     return found
+
+
+@primitive
+def itree_last(w: Words, root: IntervalTree, last: int, steps: int) -> int:
+    """The last node in order that starts at or before ``last``, or 0. The kernel has no such."""
+    return starting_before(w, w[root], last, steps)
 
 
 @primitive

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from faultpath.engine.world import Words
-from faultpath.kernel.primitives.itree import LAST, LEFT, RIGHT, START
+from faultpath.kernel.primitives.itree import LAST, LEFT, RIGHT, START, starting_before
 from faultpath.protocol.language import primitive
 from faultpath.protocol.struct import IntervalTree
 
@@ -29,19 +29,10 @@ def range_tree_find(w: Words, root: IntervalTree, addr: int, steps: int) -> int:
 def range_tree_hole_start(w: Words, root: IntervalTree, addr: int, start: int, steps: int) -> int:
     """uvm_range_tree_find_hole_in(), ``*start``: where the hole around an address begins, ``start`` if before that.
 
-    ``steps`` counts nodes read; the hole's other end is found on the same way down.
+    ``steps`` counts nodes read; in C the hole's other end is found on the same way down.
     """
-    read = 0
-    node = w[root]
-    while node:
-        read += 1
-        if addr < w[node + START]:
-            node = w[node + LEFT]
-        else:
-            start = max(start, w[node + LAST] + 1)
-            node = w[node + RIGHT]
-    w[steps] += read
-    return start
+    before = starting_before(w, w[root], addr, steps)
+    return max(start, w[before + LAST] + 1) if before else start
 
 
 @primitive
