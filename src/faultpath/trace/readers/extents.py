@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from faultpath.errors import FaultpathError
+from faultpath.jit import jit
 from faultpath.trace.ops import Op
 from faultpath.trace.schema import COLUMNS, Columns
 
@@ -39,10 +40,15 @@ class Extents:
 
         :raises FaultpathError: when there are more processes or pieces than a device serves
         """
-        for pid in np.unique(pids):
+        if not len(pids):
+            return
+        for pid in [pids[0]] if (pids == pids[0]).all() else np.unique(pids):
             mine = pids == pid
             known = self._pieces.get(int(pid), (starts[:0], ends[:0]))
-            pieces = _union(np.concatenate([known[0], starts[mine]]), np.concatenate([known[1], ends[mine]]))
+            new = mine & outside(*known, starts, ends)
+            if not new.any():
+                continue
+            pieces = _union(np.concatenate([known[0], starts[new]]), np.concatenate([known[1], ends[new]]))
             self._pieces[int(pid)] = pieces
             if len(pieces[0]) > MOST_PIECES:
                 self._refuse(f"more than {MOST_PIECES} separate pieces of memory")
@@ -69,6 +75,19 @@ class Extents:
             columns["len"][here] = ends - starts
             at += len(starts)
         return columns
+
+
+@jit
+def outside(known_starts, known_ends, starts, ends):  # type: ignore[no-untyped-def]
+    """Which ranges lie in none of the known pieces, those being in order and apart."""
+    new = np.ones(len(starts), np.bool_)
+    at = 0
+    for i in range(len(starts)):
+        if not len(known_starts) or known_starts[at] > starts[i] or known_ends[at] < ends[i]:
+            at = max(np.searchsorted(known_starts, starts[i], "right") - 1, 0)
+        if len(known_starts):
+            new[i] = known_starts[at] > starts[i] or known_ends[at] < ends[i]
+    return new
 
 
 def _union(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,30 +24,23 @@ migration from a device takes its PTEs, whoever clears them.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import operator
-import os
-import sqlite3
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from faultpath.errors import FaultpathError
 from faultpath.trace.formats import Progress
-from faultpath.trace.ops import Event, Op
 from faultpath.trace.readers import extents
+from faultpath.trace.readers import nsys_columns as nc
 from faultpath.trace.readers.extents import Extents
-from faultpath.trace.schema import ADDRESS_LIMIT, COLUMNS, Columns, TraceMeta
+from faultpath.trace.readers.nsys_columns import ADDR, CODE, OWNER, PAGE, SIZE, TIME
+from faultpath.trace.readers.sqlite_file import Database, Scan
+from faultpath.trace.schema import COLUMNS, Columns, TraceMeta
 
-PAGE = 4096  # not in the export
-PF_USER = 4  # bit of an x86 page fault's error code
-BATCH = 1 << 16  # records of a table at a time
+BATCH = 1 << 15  # records of a table at a time
 NAME = 255  # characters of a process's name, at most
 PROFILE = (
     "profile with: nsys profile --trace=cuda --cuda-um-gpu-page-faults=true --cuda-um-cpu-page-faults=true "
@@ -78,16 +71,14 @@ ENUMS = {
 #: Columns that may be NULL, read as -1.
 NULLABLE = ("globalPid", "virtualAddress")
 
-# Why a record gives no row.
-NO_ADDRESS = "record without an address or a process"
-TO_DEVICE = "migration to a device"
-BETWEEN = "migration between devices"
-ALLOCATED = "allocation of managed memory"
-NO_PAGE = "migration or deallocation of no whole page"
-DROPPED = (NO_ADDRESS, TO_DEVICE, BETWEEN, ALLOCATED, NO_PAGE)
-
-# Columns of a record, whatever table it is from; TABLE is an index into TABLES.
-TIME, OWNER, ADDR, SIZE, CODE, TABLE, WIDTH = range(7)
+#: Why a record gives no row, as ``make_rows`` counts them.
+DROPPED = (
+    "record without an address or a process",
+    "migration to a device",
+    "migration between devices",
+    "allocation of managed memory",
+    "migration or deallocation of no whole page",
+)
 
 
 @dataclass(frozen=True)
@@ -119,122 +110,21 @@ TABLES = (
 )
 
 
-class Database:
-    """A SQLite file of which nothing is believed: read only, as it lies there, plain tables alone.
-
-    :ivar tables: names of its tables
-    :raises FaultpathError: instead of any error of SQLite
-    """
-
-    def __init__(self, source: Path) -> None:
-        self.where = str(source)
-        for suffix in ("-wal", "-journal"):
-            log = Path(f"{source}{suffix}")
-            if log.exists() and log.stat().st_size:
-                raise FaultpathError(f"a database with unfinished writes beside it ({log.name})", self.where, EXPORT)
-        self._check_size(source)
-        # immutable: no lock is taken, and no file beside it is made or read
-        uri = f"file:{quote(os.fsencode(source.absolute()))}?mode=ro&immutable=1"
-        with self._refusing():
-            self._connection = sqlite3.connect(uri, uri=True)
-            self._connection.text_factory = lambda text: text.decode("utf-8", "replace")
-            self._connection.execute("PRAGMA trusted_schema = OFF")
-        plain = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE%' ORDER BY name"
-        self.tables = [str(name) for (name,) in self.select(plain)]
-
-    def _check_size(self, source: Path) -> None:
-        """SQLite reads what a file lacks of its last page as zeros (database header: fileformat2.html, 1.3)."""
-        with source.open("rb") as file:
-            header = file.read(100)
-        page = int.from_bytes(header[16:18], "big")
-        pages = int.from_bytes(header[28:32], "big")
-        if header[24:28] == header[92:96] and pages * (1 << 16 if page == 1 else page) > source.stat().st_size:
-            raise FaultpathError("cannot read the database (it ends before its last page does)", self.where, EXPORT)
-
-    def columns(self, table: str) -> list[str]:
-        """Names of a table's columns, those that are computed left out; nothing where there is no such table."""
-        if table not in self.tables:
-            return []
-        return [str(row[1]) for row in self.select(f'PRAGMA table_info("{table}")')]
-
-    def select(self, query: str) -> list[tuple[Any, ...]]:
-        """All that a query selects, which is to be little."""
-        with self._refusing():
-            return self._connection.execute(query).fetchall()
-
-    def records(self, query: str, width: int) -> Iterator[np.ndarray]:
-        """What a query selects, as arrays of ``width`` integers a row, at most ``BATCH`` rows at a time."""
-        with self._refusing():
-            values = itertools.chain.from_iterable(self._connection.execute(query))
-        while True:
-            with self._refusing():
-                # index(): numpy would cut off a fraction
-                batch = np.fromiter(map(operator.index, itertools.islice(values, BATCH * width)), np.int64)
-            if not len(batch):
-                return
-            yield batch.reshape(-1, width)
-
-    @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, sqlite3.Warning, TypeError, UnicodeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise FaultpathError(f"cannot read the database ({reason})", self.where, EXPORT) from None
-
-
-class Spool:
-    """Records of a table in a temporary file: to read them twice through SQLite, and sorted, took thrice as long.
-
-    :ivar by_time: whether they came in the order of their times, as nsys writes them
-    """
-
-    def __init__(self) -> None:
-        self.by_time = True
-        self._last = np.iinfo(np.int64).min
-        with _writing():
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed with this
-
-    def add(self, records: np.ndarray) -> None:
-        times = records[:, TIME]
-        self.by_time &= bool(times[0] >= self._last and (np.diff(times) >= 0).all())
-        self._last = times[-1]
-        with _writing():
-            self._file.write(records.tobytes())
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        with _writing():
-            self._file.seek(0)
-        while data := self._file.read(BATCH * WIDTH * 8):
-            yield np.frombuffer(data, np.int64).reshape(-1, WIDTH)
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FaultpathError(
-            f"cannot write a temporary file ({error.strerror})", tempfile.gettempdir(), "free space, or set TMPDIR"
-        ) from None
-
-
 class NsysExport:
     """Mappings come first in a trace and show last in a file: its records wait for them on disk."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
         self.size = source.stat().st_size
-        self.database = Database(source)
+        self.database = Database(source, EXPORT)
         self.enums = {table: self._enum(table, names) for table, names in ENUMS.items()}
         self.used = [index for index, table in enumerate(TABLES) if self._usable(table)]
         if not {TABLES[index].name for index in self.used} & {GPU_FAULTS, CPU_FAULTS, COPIES}:
             tables = self.database.tables
             has = ", ".join(tables[:5]) + (f" and {len(tables) - 5} more" if len(tables) > 5 else "") or "no table"
             raise FaultpathError(f"a database without events of unified memory (it has {has})", str(source), PROFILE)
-        self.dropped = dict.fromkeys(DROPPED, 0)
-        self.unknown = 0
-        self.pids: set[int] = set()
+        self._counts = np.zeros(nc.COUNTS, np.int64)
+        self._seen = np.zeros(1 << nc.PID_BITS, np.bool_)  # zero pages until touched
 
     def _enum(self, table: str, names: dict[str, int]) -> dict[str, int]:
         """Numbers by name, from the export where it has them."""
@@ -262,105 +152,99 @@ class NsysExport:
         return bool(self.database.select(f"SELECT 1 FROM {table.name} WHERE {self._which(table)} LIMIT 1"))
 
     def _which(self, table: Table) -> str:
+        column, values = self._only(table)
+        return f"{column} IN ({', '.join(map(str, values))})" if column else "1"
+
+    def _only(self, table: Table) -> tuple[str, list[int]]:
         column, enum = table.only
-        return f"{column} IN ({', '.join(str(n) for n in sorted(self.enums[enum].values()))})" if column else "1"
+        return column, sorted(self.enums[enum].values()) if column else []
+
+    def _scan(self, index: int, fields: dict[int, str], by: str = "") -> Scan:
+        table = TABLES[index]
+        column, values = self._only(table)
+        return Scan(self.database, table.name, fields, NULLABLE, (column, values) if column else None, by)
 
     def rows(self, progress: Progress | None = None) -> Iterator[Columns]:
-        counts = [f"SELECT count(*) FROM {TABLES[i].name} WHERE {self._which(TABLES[i])}" for i in self.used]
-        total = sum(self.database.select(count)[0][0] for count in counts)
+        # Records are numbered from 1, without holes, as they come.
+        total = sum(self.database.select(f"SELECT max(1, max(rowid)) FROM {TABLES[i].name}")[0][0] for i in self.used)
         done = 0
 
-        def step(records: np.ndarray) -> None:
-            nonlocal done
-            done += len(records)
+        def step(scans: list[Scan]) -> None:
             if progress:
-                progress(min(self.size * done // (2 * total), self.size), self.size)
+                over = done + sum(scan.done for scan in scans)
+                progress(min(self.size * over // (2 * total), self.size), self.size)
 
         found = Extents(str(self.source))
-        spools = []
-        for index in self.used:
-            spools.append(spool := Spool())
-            for records in self._records(index):
-                self._check(records)
-                named = records[(records[:, ADDR] >= 0) & (records[:, OWNER] >= 0)]
-                starts = named[:, ADDR] & -PAGE
-                found.add(_pids(named), starts, (named[:, ADDR] + np.maximum(named[:, SIZE], 1) + PAGE - 1) & -PAGE)
-                spool.add(records)
-                step(records)
-        by_time = [
-            iter(spool) if spool.by_time else self._records(index, " ORDER BY start, rowid")
-            for index, spool in zip(self.used, spools, strict=True)
-        ]
+        records = np.zeros((len(self.used), BATCH, nc.WIDTH), np.int64)
+        scans = []
+        for place, index in enumerate(self.used):
+            fields = TABLES[index].fields
+            scan = self._scan(index, {to: name for to, name in fields.items() if to != CODE})
+            by_time = True
+            for batch in self._surveyed(scan, index, records[place], found):
+                by_time = batch
+                step([scan])
+            done += scan.done
+            scans.append(self._scan(index, fields, by="" if by_time else "start"))
         begun = False
-        for records in _merged(by_time):
-            columns = self._rows(records)
-            if not begun and len(columns["time"]):
+        for columns in self._merged(scans, records):
+            if not begun:
                 yield found.rows(int(columns["time"][0]))
                 begun = True
             yield columns
-            step(records)
+            step(scans)
+        if progress:
+            progress(self.size, self.size)
 
-    def _records(self, index: int, order: str = "") -> Iterator[np.ndarray]:
-        table = TABLES[index]
-        chosen = ", ".join(f"ifnull({name}, -1)" if name in NULLABLE else name for name in table.fields.values())
-        query = f"SELECT {chosen} FROM {table.name} WHERE {self._which(table)}{order}"
-        for batch in self.database.records(query, len(table.fields)):
-            records = np.zeros((len(batch), WIDTH), np.int64)
-            records[:, list(table.fields)] = batch
-            records[:, TABLE] = index
-            yield records
+    def _surveyed(self, scan: Scan, index: int, records: np.ndarray, found: Extents) -> Iterator[bool]:
+        """What a table names, into ``found``; after each batch, whether records have come by time so far."""
+        state = np.array([np.iinfo(np.int64).min, 1, 0], np.int64)
+        pids, starts, ends = np.empty((3, len(records)), np.int64)
+        while count := scan.fill(records):
+            named = nc.survey(records, count, state, pids, starts, ends)
+            if named < 0:
+                bad = records[state[nc.BAD]]
+                raise FaultpathError(
+                    f"a range that is not in user space ({bad[ADDR]:#x}, {bad[SIZE]} bytes)",
+                    f"{self.source}, {TABLES[index].name}",
+                    EXPORT,
+                )
+            found.add(pids[:named], starts[:named], ends[:named])
+            yield bool(state[nc.BY_TIME])
 
-    def _check(self, records: np.ndarray) -> None:
-        addr, size = records[:, ADDR], records[:, SIZE]
-        bad = (size < 0) | (addr >= ADDRESS_LIMIT) | (size > ADDRESS_LIMIT - addr)
-        if bad.any():
-            at = int(np.argmax(bad))
-            table = TABLES[int(records[at, TABLE])].name
-            raise FaultpathError(
-                f"a range that is not in user space ({addr[at]:#x}, {size[at]} bytes)",
-                f"{self.source}, {table}",
-                EXPORT,
+    def _merged(self, scans: list[Scan], records: np.ndarray) -> Iterator[Columns]:
+        """Rows of all tables by time."""
+        tables = np.array(self.used)
+        at, count = np.zeros((2, len(scans)), np.int64)
+        unfinished = np.ones(len(scans), np.bool_)
+        codes = self._codes()
+        while unfinished.any() or (at < count).any():
+            for place in np.flatnonzero(unfinished & (at == count)):
+                at[place], count[place] = 0, scans[place].fill(records[place])
+                unfinished[place] = count[place] > 0
+            columns = {name: np.empty(BATCH, dtype) for name, dtype in COLUMNS.items()}
+            rows = nc.make_rows(
+                tables, records, at, count, unfinished, codes, self._counts, self._seen, *columns.values()
             )
+            if rows:
+                yield {name: column[:rows] for name, column in columns.items()}
 
-    def _rows(self, records: np.ndarray) -> Columns:
-        access = self.enums["ENUM_CUDA_UNIF_MEM_ACCESS_TYPE"]
-        copy = self.enums["ENUM_CUDA_MEMCPY_OPER"]
-        freed = self.enums["ENUM_CUDA_DEV_MEM_EVENT_OPER"]["CUDA_DEV_MEM_EVENT_OPR_DEALLOCATION"]
-        table, code = records[:, TABLE], records[:, CODE]
-        gpu, cpu, moved, memory = (table == index for index in range(len(TABLES)))
-        from_device = moved & (code == copy["CUDA_MEMCPY_KIND_UVM_DTOH"])
-        unmapped = memory & (code == freed)
-        # A migration takes every page it touches; what is freed leaves a page that something else lies in.
-        start, end = records[:, ADDR] & -PAGE, (records[:, ADDR] + records[:, SIZE] + PAGE - 1) & -PAGE
-        start[unmapped] = (records[unmapped, ADDR] + PAGE - 1) & -PAGE
-        end[unmapped] = (records[unmapped, ADDR] + records[unmapped, SIZE]) & -PAGE
-        ranged = (from_device | unmapped) & (start < end)
-        known = (records[:, ADDR] >= 0) & (records[:, OWNER] >= 0)
-        for reason, chosen in (
-            (NO_ADDRESS, ~known),
-            (TO_DEVICE, known & moved & (code == copy["CUDA_MEMCPY_KIND_UVM_HTOD"])),
-            (BETWEEN, known & moved & (code == copy["CUDA_MEMCPY_KIND_UVM_DTOD"])),
-            (ALLOCATED, known & memory & ~unmapped),
-            (NO_PAGE, known & (from_device | unmapped) & ~ranged),
-        ):
-            self.dropped[reason] += int(chosen.sum())
-        kept = known & (gpu | cpu | ranged)
-        gpu, cpu, ranged, unmapped = (mask[kept] for mask in (gpu, cpu, ranged, unmapped))
-        code = code[kept]
-        columns = {name: np.zeros(int(kept.sum()), dtype) for name, dtype in COLUMNS.items()}
-        columns["time"][:] = np.maximum(records[kept, TIME], 0)  # what began before the session
-        columns["pid"][:] = columns["tid"][:] = _pids(records[kept])
-        columns["cpu"][:] = -1
-        columns["op"][:] = np.select([gpu, cpu], [Op.ACCESS, Op.FAULT], Op.INVALIDATE)
-        columns["addr"][:] = np.where(ranged, start[kept], records[kept, ADDR])
-        columns["len"][:] = np.where(ranged, (end - start)[kept], 0)
-        writes = [access["CUDA_UNIFIED_MEMORY_ACCESS_TYPE_WRITE"], access["CUDA_UNIFIED_MEMORY_ACCESS_TYPE_ATOMIC"]]
-        raised = np.where(unmapped, Event.UNMAP, Event.MIGRATE)
-        columns["arg"][:] = np.select([gpu, cpu], [np.isin(code, writes), np.full(len(code), PF_USER)], raised)
-        columns["aux"][:] = np.select([unmapped, ranged], [Op.MUNMAP, Op.FAULT], 0)
-        self.unknown += int((gpu & ~np.isin(code, list(access.values()))).sum())
-        self.pids |= {int(pid) for pid in np.unique(columns["pid"])}
-        return columns
+    def _codes(self) -> np.ndarray:
+        """Numbers by the names of ``nsys_columns``: READ to FREED."""
+        access, copy = self.enums["ENUM_CUDA_UNIF_MEM_ACCESS_TYPE"], self.enums["ENUM_CUDA_MEMCPY_OPER"]
+        codes = np.empty(nc.CODES, np.int64)
+        for code, number in {
+            nc.READ: access["CUDA_UNIFIED_MEMORY_ACCESS_TYPE_READ"],
+            nc.WRITE: access["CUDA_UNIFIED_MEMORY_ACCESS_TYPE_WRITE"],
+            nc.ATOMIC: access["CUDA_UNIFIED_MEMORY_ACCESS_TYPE_ATOMIC"],
+            nc.PREFETCH: access["CUDA_UNIFIED_MEMORY_ACCESS_TYPE_PREFETCH"],
+            nc.TO_DEVICE: copy["CUDA_MEMCPY_KIND_UVM_HTOD"],
+            nc.FROM_DEVICE: copy["CUDA_MEMCPY_KIND_UVM_DTOH"],
+            nc.BETWEEN: copy["CUDA_MEMCPY_KIND_UVM_DTOD"],
+            nc.FREED: self.enums["ENUM_CUDA_DEV_MEM_EVENT_OPER"]["CUDA_DEV_MEM_EVENT_OPR_DEALLOCATION"],
+        }.items():
+            codes[code] = number
+        return codes
 
     def meta(self) -> TraceMeta:
         system = self._named("TARGET_INFO_SYSTEM_ENV", "SoftwareReleaseVersion", "CpuArchitecture")
@@ -373,7 +257,7 @@ class NsysExport:
             clock="session",
             invalidations_from="device",
             missing=self._missing(),
-            dropped={reason: count for reason, count in self.dropped.items() if count},
+            dropped={reason: int(count) for reason, count in zip(DROPPED, self._counts, strict=False) if count},
             processes=self._processes(),
         )
 
@@ -389,8 +273,8 @@ class NsysExport:
         names: dict[int, str] = {}
         if {"pid", "name"} <= {*self.database.columns("PROCESSES")}:
             query = f"SELECT pid, substr(name, 1, {NAME}) FROM PROCESSES WHERE name IS NOT NULL ORDER BY rowid"
-            names = {pid: str(name) for pid, name in self.database.select(query) if pid in self.pids}
-        return [{"pid": pid, "parent": -1, "comm": names.get(pid, "")} for pid in sorted(self.pids)]
+            names = {pid: str(name) for pid, name in self.database.select(query)}
+        return [{"pid": pid, "parent": -1, "comm": names.get(pid, "")} for pid in np.flatnonzero(self._seen).tolist()]
 
     def _missing(self) -> list[str]:
         used = {TABLES[index].name for index in self.used}
@@ -417,8 +301,8 @@ class NsysExport:
 
     def _said_of_gpu_faults(self) -> list[str]:
         said = ["Device accesses that did not fault: a fault may map the pages around it, too."]
-        if self.unknown:
-            said.append(f"The kind of {self.unknown} device accesses: taken for reads.")
+        if unknown := self._counts[nc.UNKNOWN]:
+            said.append(f"The kind of {unknown} device accesses: taken for reads.")
         columns = self.database.columns(GPU_FAULTS)
         if "numberOfPageFaults" in columns:
             query = f"SELECT count(*), total(numberOfPageFaults) FROM {GPU_FAULTS}"
@@ -430,28 +314,3 @@ class NsysExport:
             if devices > 1:
                 said.append(f"Which device: {devices} devices are taken for one.")
         return said
-
-
-def _pids(records: np.ndarray) -> np.ndarray:
-    """A serialised global id has the process in bits 24 to 47 (user guide, "Serialized process and thread ids")."""
-    return records[:, OWNER] >> 24 & 0xFFFFFF
-
-
-def _merged(tables: list[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
-    """Records of several tables by time, each table by time already; at equal times the earlier table first."""
-    pieces = [np.zeros((0, WIDTH), np.int64) for _ in tables]
-    going = list(range(len(tables)))
-    while going or any(len(piece) for piece in pieces):
-        for index in [i for i in going if not len(pieces[i])]:
-            piece = next(tables[index], None)
-            if piece is None:
-                going.remove(index)
-            else:
-                pieces[index] = piece
-        # Up to here no table has anything that was not read yet.
-        limit = min((int(pieces[index][-1, TIME]) for index in going), default=np.iinfo(np.int64).max)
-        cuts = [int(np.searchsorted(piece[:, TIME], limit, "right")) for piece in pieces]
-        batch = np.concatenate([piece[:cut] for piece, cut in zip(pieces, cuts, strict=True)])
-        pieces = [piece[cut:] for piece, cut in zip(pieces, cuts, strict=True)]
-        if len(batch):
-            yield batch[np.argsort(batch[:, TIME], kind="stable")]

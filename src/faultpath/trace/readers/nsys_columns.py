@@ -1,0 +1,125 @@
+"""Records of an Nsight Systems export over arrays: what they name, and their rows by time. See ``nsys_sqlite``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from faultpath.jit import jit_plain
+from faultpath.trace.ops import Event, Op
+from faultpath.trace.schema import ADDRESS_LIMIT
+
+PAGE = 4096  # not in the export
+PF_USER = 4  # bit of an x86 page fault's error code
+PID_BITS = 24
+
+# Columns of a record, whatever table it is from.
+TIME, OWNER, ADDR, SIZE, CODE, WIDTH = range(6)
+# Tables.
+GPU, CPU, COPIES, MEMORY = range(4)
+# Codes that mean something.
+READ, WRITE, ATOMIC, PREFETCH, TO_DEVICE, FROM_DEVICE, BETWEEN, FREED, CODES = range(9)
+# Why a record gives no row, and rows of device accesses of unknown kind.
+D_NO_ADDRESS, D_TO_DEVICE, D_BETWEEN, D_ALLOCATED, D_NO_PAGE, UNKNOWN, COUNTS = range(7)
+# Words of a survey's state.
+LAST, BY_TIME, BAD = range(3)
+
+_ACCESS, _FAULT, _INVALIDATE, _MUNMAP = np.uint8(Op.ACCESS), np.uint8(Op.FAULT), np.uint8(Op.INVALIDATE), int(Op.MUNMAP)
+_RAISED_IN_FAULT, _MIGRATE, _UNMAP = int(Op.FAULT), int(Event.MIGRATE), int(Event.UNMAP)
+
+
+@jit_plain
+def survey(records, count, state, pids, starts, ends):  # type: ignore[no-untyped-def]
+    """The pages that the first ``count`` records name, as ranges; how many, or -1: record BAD is not in user space.
+
+    :param state: LAST, the time of the last record so far, and BY_TIME, whether they came in order
+    """
+    named = 0
+    for i in range(count):
+        time, addr, size = records[i, TIME], records[i, ADDR], records[i, SIZE]
+        if time < state[LAST]:
+            state[BY_TIME] = 0
+        state[LAST] = time
+        if size < 0 or addr >= ADDRESS_LIMIT or size > ADDRESS_LIMIT - addr:
+            state[BAD] = i
+            return -1
+        if addr >= 0 and records[i, OWNER] >= 0:
+            pids[named] = pid_of(records[i, OWNER])
+            starts[named] = addr & -PAGE
+            ends[named] = (addr + max(size, 1) + PAGE - 1) & -PAGE
+            named += 1
+    return named
+
+
+@jit_plain
+def pid_of(owner):  # type: ignore[no-untyped-def]
+    """A serialised global id has the process in bits 24 to 47 (user guide, "Serialized process and thread ids")."""
+    return owner >> 24 & ((1 << PID_BITS) - 1)
+
+
+@jit_plain
+def make_rows(  # type: ignore[no-untyped-def]
+    tables, records, at, count, open_, codes, counts, seen,
+    time, pids, tids, cpus, ops, addrs, lens, args, auxs,
+):  # fmt: skip
+    """Rows of several tables by time, each table by time already; at equal times the earlier table first.
+
+    Goes on until a table that is ``open_`` (more of it may come) has no record left, or there is no room for a row; how
+    many rows.
+
+    :param tables: what each is of
+    :param records: shape ``(tables, records, WIDTH)``, of which ``at[t]`` to ``count[t]`` wait
+    :param codes: numbers in this export of the CODES
+    :param counts: COUNTS, added to
+    :param seen: by pid, set for each that has a row
+    """
+    rows = 0
+    while rows < len(time):
+        first = -1
+        for t in range(len(tables)):
+            if at[t] < count[t]:
+                if first < 0 or records[t, at[t], TIME] < records[first, at[first], TIME]:
+                    first = t
+            elif open_[t]:
+                return rows
+        if first < 0:
+            return rows
+        i, table = at[first], tables[first]
+        at[first] += 1
+        addr, size, code = records[first, i, ADDR], records[first, i, SIZE], records[first, i, CODE]
+        if addr < 0 or records[first, i, OWNER] < 0:
+            counts[D_NO_ADDRESS] += 1
+            continue
+        length, aux = np.int64(0), np.int64(0)
+        if table == GPU:
+            op, arg = _ACCESS, np.int64(code == codes[WRITE] or code == codes[ATOMIC])
+            if not arg and code != codes[READ] and code != codes[PREFETCH]:
+                counts[UNKNOWN] += 1
+        elif table == CPU:
+            op, arg = _FAULT, np.int64(PF_USER)
+        else:
+            op = _INVALIDATE
+            if table == COPIES:
+                if code != codes[FROM_DEVICE]:
+                    counts[D_TO_DEVICE if code == codes[TO_DEVICE] else D_BETWEEN] += 1
+                    continue
+                # A migration takes every page it touches.
+                start, end = addr & -PAGE, (addr + size + PAGE - 1) & -PAGE
+                arg, aux = np.int64(_MIGRATE), np.int64(_RAISED_IN_FAULT)
+            else:
+                if code != codes[FREED]:
+                    counts[D_ALLOCATED] += 1
+                    continue
+                # What is freed leaves a page that something else lies in.
+                start, end = (addr + PAGE - 1) & -PAGE, (addr + size) & -PAGE
+                arg, aux = np.int64(_UNMAP), np.int64(_MUNMAP)
+            if start >= end:
+                counts[D_NO_PAGE] += 1
+                continue
+            addr, length = start, end - start
+        pid = pid_of(records[first, i, OWNER])
+        seen[pid] = True
+        time[rows] = max(records[first, i, TIME], 0)  # what began before the session
+        pids[rows] = tids[rows] = pid
+        cpus[rows], ops[rows], addrs[rows], lens[rows], args[rows], auxs[rows] = -1, op, addr, length, arg, aux
+        rows += 1
+    return rows
