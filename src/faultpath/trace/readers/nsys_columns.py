@@ -12,16 +12,17 @@ PAGE = 4096  # not in the export
 PF_USER = 4  # bit of an x86 page fault's error code
 PID_BITS = 24
 
-# Columns of a record, whatever table it is from.
-TIME, OWNER, ADDR, SIZE, CODE, WIDTH = range(6)
+# Columns of a record, whatever table it is from. FAULTS: how many it stands for.
+TIME, OWNER, ADDR, SIZE, CODE, FAULTS, DEVICE, WIDTH = range(8)
 # Tables.
 GPU, CPU, COPIES, MEMORY = range(4)
 # Codes that mean something.
 READ, WRITE, ATOMIC, PREFETCH, TO_DEVICE, FROM_DEVICE, BETWEEN, FREED, CODES = range(9)
 # Why a record gives no row, and rows of device accesses of unknown kind.
 D_NO_ADDRESS, D_TO_DEVICE, D_BETWEEN, D_ALLOCATED, D_NO_PAGE, UNKNOWN, COUNTS = range(7)
-# Words of a survey's state.
-LAST, BY_TIME, BAD = range(3)
+# Words of a survey's state: time of the last record so far; whether records came by time; which one is bad; how many
+# there are; the sum of FAULTS; a bit for each DEVICE, the last for 63 and above.
+LAST, BY_TIME, BAD, RECORDS, SUM, DEVICES = range(6)
 
 _ACCESS, _FAULT, _INVALIDATE, _MUNMAP = np.uint8(Op.ACCESS), np.uint8(Op.FAULT), np.uint8(Op.INVALIDATE), int(Op.MUNMAP)
 _RAISED_IN_FAULT, _MIGRATE, _UNMAP = int(Op.FAULT), int(Event.MIGRATE), int(Event.UNMAP)
@@ -29,16 +30,16 @@ _RAISED_IN_FAULT, _MIGRATE, _UNMAP = int(Op.FAULT), int(Event.MIGRATE), int(Even
 
 @jit_plain
 def survey(records, count, state, pids, starts, ends):  # type: ignore[no-untyped-def]
-    """The pages that the first ``count`` records name, as ranges; how many, or -1: record BAD is not in user space.
-
-    :param state: LAST, the time of the last record so far, and BY_TIME, whether they came in order
-    """
+    """The pages that the first ``count`` records name, as ranges; how many, or -1: record BAD is not in user space."""
     named = 0
+    state[RECORDS] += count
     for i in range(count):
         time, addr, size = records[i, TIME], records[i, ADDR], records[i, SIZE]
         if time < state[LAST]:
             state[BY_TIME] = 0
         state[LAST] = time
+        state[SUM] += records[i, FAULTS]
+        state[DEVICES] |= np.int64(1) << min(max(records[i, DEVICE], 0), 63)
         if size < 0 or addr >= ADDRESS_LIMIT or size > ADDRESS_LIMIT - addr:
             state[BAD] = i
             return -1

@@ -25,7 +25,7 @@ migration from a device takes its PTEs, whoever clears them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,22 @@ class Table:
     """What is read of a table.
 
     :ivar fields: its column for each column of a record that it fills
+    :ivar also: likewise, but of columns that need not be there
     :ivar only: a column, and the enum table whose values in ENUMS it must have
     """
 
     name: str
     fields: dict[int, str]
     only: tuple[str, str] = ("", "")
+    also: dict[int, str] = field(default_factory=dict)
 
 
 TABLES = (
-    Table(GPU_FAULTS, {TIME: "start", OWNER: "globalPid", ADDR: "address", CODE: "faultAccessType"}),
+    Table(
+        GPU_FAULTS,
+        {TIME: "start", OWNER: "globalPid", ADDR: "address", CODE: "faultAccessType"},
+        also={nc.FAULTS: "numberOfPageFaults", nc.DEVICE: "deviceId"},
+    ),
     Table(CPU_FAULTS, {TIME: "start", OWNER: "globalPid", ADDR: "address"}),
     Table(
         COPIES,
@@ -124,6 +130,7 @@ class NsysExport:
             has = ", ".join(tables[:5]) + (f" and {len(tables) - 5} more" if len(tables) > 5 else "") or "no table"
             raise FaultpathError(f"a database without events of unified memory (it has {has})", str(source), PROFILE)
         self._counts = np.zeros(nc.COUNTS, np.int64)
+        self._surveys: dict[int, np.ndarray] = {}
         self._seen = np.zeros(1 << nc.PID_BITS, np.bool_)  # zero pages until touched
 
     def _enum(self, table: str, names: dict[str, int]) -> dict[str, int]:
@@ -178,14 +185,15 @@ class NsysExport:
         records = np.zeros((len(self.used), BATCH, nc.WIDTH), np.int64)
         scans = []
         for place, index in enumerate(self.used):
-            fields = TABLES[index].fields
-            scan = self._scan(index, {to: name for to, name in fields.items() if to != CODE})
-            by_time = True
-            for batch in self._surveyed(scan, index, records[place], found):
-                by_time = batch
+            table = TABLES[index]
+            has = self.database.columns(table.name)
+            also = {to: name for to, name in table.also.items() if name in has}
+            scan = self._scan(index, {to: name for to, name in table.fields.items() if to != CODE} | also)
+            state = self._surveys[index] = np.array([np.iinfo(np.int64).min, 1, 0, 0, 0, 0], np.int64)
+            for _ in self._surveyed(scan, index, state, records[place], found):
                 step([scan])
             done += scan.done
-            scans.append(self._scan(index, fields, by="" if by_time else "start"))
+            scans.append(self._scan(index, table.fields, by="" if state[nc.BY_TIME] else "start"))
         begun = False
         for columns in self._merged(scans, records):
             if not begun:
@@ -196,9 +204,10 @@ class NsysExport:
         if progress:
             progress(self.size, self.size)
 
-    def _surveyed(self, scan: Scan, index: int, records: np.ndarray, found: Extents) -> Iterator[bool]:
-        """What a table names, into ``found``; after each batch, whether records have come by time so far."""
-        state = np.array([np.iinfo(np.int64).min, 1, 0], np.int64)
+    def _surveyed(
+        self, scan: Scan, index: int, state: np.ndarray, records: np.ndarray, found: Extents
+    ) -> Iterator[None]:
+        """What a table names, into ``found``, batch by batch."""
         pids, starts, ends = np.empty((3, len(records)), np.int64)
         while count := scan.fill(records):
             named = nc.survey(records, count, state, pids, starts, ends)
@@ -210,7 +219,7 @@ class NsysExport:
                     EXPORT,
                 )
             found.add(pids[:named], starts[:named], ends[:named])
-            yield bool(state[nc.BY_TIME])
+            yield
 
     def _merged(self, scans: list[Scan], records: np.ndarray) -> Iterator[Columns]:
         """Rows of all tables by time."""
@@ -303,14 +312,14 @@ class NsysExport:
         said = ["Device accesses that did not fault: a fault may map the pages around it, too."]
         if unknown := self._counts[nc.UNKNOWN]:
             said.append(f"The kind of {unknown} device accesses: taken for reads.")
-        columns = self.database.columns(GPU_FAULTS)
-        if "numberOfPageFaults" in columns:
-            query = f"SELECT count(*), total(numberOfPageFaults) FROM {GPU_FAULTS}"
-            records, faults = self.database.select(query)[0]
-            if faults > records:
-                said.append(f"Repeated page faults: {records} records stand for {int(faults)} faults of a GPU.")
-        if "deviceId" in columns:
-            devices = self.database.select(f"SELECT count(DISTINCT deviceId) FROM {GPU_FAULTS}")[0][0]
-            if devices > 1:
-                said.append(f"Which device: {devices} devices are taken for one.")
+        survey = self._surveys[nc.GPU]
+        records, faults, devices = (
+            survey[nc.RECORDS],
+            survey[nc.SUM],
+            (int(survey[nc.DEVICES]) & (1 << 64) - 1).bit_count(),
+        )
+        if faults > records:
+            said.append(f"Repeated page faults: {records} records stand for {faults} faults of a GPU.")
+        if devices > 1:
+            said.append(f"Which device: {devices} devices are taken for one.")
         return said

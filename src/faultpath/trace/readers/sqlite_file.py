@@ -38,7 +38,8 @@ class Database:
         with source.open("rb") as file:
             if os.fstat(file.fileno()).st_size < HEADER:
                 raise FaultpathError("cannot read the database (it is shorter than its header)", self.where, mend)
-            self.data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.data = np.frombuffer(self._map, np.uint8)
         self.page_size = self._page_size()
         # immutable: no lock is taken, and no file beside it is made or read
         uri = f"file:{quote(os.fsencode(source.absolute()))}?mode=ro&immutable=1"
@@ -58,6 +59,10 @@ class Database:
         if header[24:28] == header[92:96] and pages * page > len(self.data):
             raise FaultpathError("cannot read the database (it ends before its last page does)", self.where, self._mend)
         return page
+
+    def release(self) -> None:
+        """Pages of the file that are done with would count as ours until the kernel needs them."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def columns(self, table: str) -> list[str]:
         """Names of a table's columns, those that are computed left out; nothing where there is no such table."""
@@ -153,6 +158,7 @@ class Scan:
                 self._database.data, self._database.page_size, self._reserved, self._plan, self._chosen, self._layouts,
                 self._stack, self._state, out,
             )  # fmt: skip
+            self._database.release()
             self.done = int(self._state[sp.DONE])
             self._walking = status != sp.LEFT
             if rows := int(self._state[sp.ROWS]):
