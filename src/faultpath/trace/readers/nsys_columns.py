@@ -59,7 +59,7 @@ def pid_of(owner):  # type: ignore[no-untyped-def]
 
 @jit_plain
 def make_rows(  # type: ignore[no-untyped-def]
-    tables, records, at, count, open_, codes, counts, seen,
+    tables, records, half, at, count, open_, codes, counts, seen,
     time, pids, tids, cpus, ops, addrs, lens, args, auxs,
 ):  # fmt: skip
     """Rows of several tables by time, each table by time already; at equal times the earlier table first.
@@ -68,26 +68,27 @@ def make_rows(  # type: ignore[no-untyped-def]
     many rows.
 
     :param tables: what each is of
-    :param records: shape ``(tables, records, WIDTH)``, of which ``at[t]`` to ``count[t]`` wait
+    :param records: shape ``(tables, 2, records, WIDTH)``; of each table ``at[t]`` to ``count[t]`` in ``half[t]`` wait
     :param codes: numbers in this export of the CODES
     :param counts: COUNTS, added to
     :param seen: by pid, set for each that has a row
     """
     rows = 0
     while rows < len(time):
-        first = -1
+        first, earliest = -1, np.int64(0)
         for t in range(len(tables)):
             if at[t] < count[t]:
-                if first < 0 or records[t, at[t], TIME] < records[first, at[first], TIME]:
-                    first = t
+                time_of = records[t, half[t], at[t], TIME]
+                if first < 0 or time_of < earliest:
+                    first, earliest = t, time_of
             elif open_[t]:
                 return rows
         if first < 0:
             return rows
-        i, table = at[first], tables[first]
+        h, i, table = half[first], at[first], tables[first]
         at[first] += 1
-        addr, size, code = records[first, i, ADDR], records[first, i, SIZE], records[first, i, CODE]
-        if addr < 0 or records[first, i, OWNER] < 0:
+        addr, size, code = records[first, h, i, ADDR], records[first, h, i, SIZE], records[first, h, i, CODE]
+        if addr < 0 or records[first, h, i, OWNER] < 0:
             counts[D_NO_ADDRESS] += 1
             continue
         length, aux = np.int64(0), np.int64(0)
@@ -117,9 +118,9 @@ def make_rows(  # type: ignore[no-untyped-def]
                 counts[D_NO_PAGE] += 1
                 continue
             addr, length = start, end - start
-        pid = pid_of(records[first, i, OWNER])
+        pid = pid_of(records[first, h, i, OWNER])
         seen[pid] = True
-        time[rows] = max(records[first, i, TIME], 0)  # what began before the session
+        time[rows] = max(earliest, 0)  # what began before the session
         pids[rows] = tids[rows] = pid
         cpus[rows], ops[rows], addrs[rows], lens[rows], args[rows], auxs[rows] = -1, op, addr, length, arg, aux
         rows += 1

@@ -25,6 +25,7 @@ migration from a device takes its PTEs, whoever clears them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from faultpath.trace.readers import extents
 from faultpath.trace.readers import nsys_columns as nc
 from faultpath.trace.readers.extents import Extents
 from faultpath.trace.readers.nsys_columns import ADDR, CODE, OWNER, PAGE, SIZE, TIME
-from faultpath.trace.readers.sqlite_file import Database, Scan
+from faultpath.trace.readers.sqlite_file import Ahead, Database, Scan
 from faultpath.trace.schema import COLUMNS, Columns, TraceMeta
 
 BATCH = 1 << 15  # records of a table at a time
@@ -182,37 +183,40 @@ class NsysExport:
                 progress(min(self.size * over // (2 * total), self.size), self.size)
 
         found = Extents(str(self.source))
-        records = np.zeros((len(self.used), BATCH, nc.WIDTH), np.int64)
+        records = np.zeros((len(self.used), 2, BATCH, nc.WIDTH), np.int64)
         scans = []
-        for place, index in enumerate(self.used):
-            table = TABLES[index]
-            has = self.database.columns(table.name)
-            also = {to: name for to, name in table.also.items() if name in has}
-            scan = self._scan(index, {to: name for to, name in table.fields.items() if to != CODE} | also)
-            state = self._surveys[index] = np.array([np.iinfo(np.int64).min, 1, 0, 0, 0, 0], np.int64)
-            for _ in self._surveyed(scan, index, state, records[place], found):
-                step([scan])
-            done += scan.done
-            scans.append(self._scan(index, table.fields, by="" if state[nc.BY_TIME] else "start"))
-        begun = False
-        for columns in self._merged(scans, records):
-            if not begun:
-                yield found.rows(int(columns["time"][0]))
-                begun = True
-            yield columns
-            step(scans)
+        with ThreadPoolExecutor(1) as worker:
+            for place, index in enumerate(self.used):
+                table = TABLES[index]
+                has = self.database.columns(table.name)
+                also = {to: name for to, name in table.also.items() if name in has}
+                scan = self._scan(index, {to: name for to, name in table.fields.items() if to != CODE} | also)
+                for _ in self._surveyed(index, Ahead(scan, records[place], worker), records[place], found):
+                    step([scan])
+                done += scan.done
+                scans.append(self._scan(index, table.fields, by="" if self._surveys[index][nc.BY_TIME] else "start"))
+            sources = [Ahead(scan, halves, worker) for scan, halves in zip(scans, records, strict=True)]
+            begun = False
+            for columns in self._merged(sources, records):
+                if not begun:
+                    yield found.rows(int(columns["time"][0]))
+                    begun = True
+                yield columns
+                step(scans)
         if progress:
             progress(self.size, self.size)
 
-    def _surveyed(
-        self, scan: Scan, index: int, state: np.ndarray, records: np.ndarray, found: Extents
-    ) -> Iterator[None]:
+    def _surveyed(self, index: int, source: Ahead, records: np.ndarray, found: Extents) -> Iterator[None]:
         """What a table names, into ``found``, batch by batch."""
-        pids, starts, ends = np.empty((3, len(records)), np.int64)
-        while count := scan.fill(records):
-            named = nc.survey(records, count, state, pids, starts, ends)
+        state = self._surveys[index] = np.array([np.iinfo(np.int64).min, 1, 0, 0, 0, 0], np.int64)
+        pids, starts, ends = np.empty((3, BATCH), np.int64)
+        while True:
+            half, count = source.fill()
+            if not count:
+                return
+            named = nc.survey(records[half], count, state, pids, starts, ends)
             if named < 0:
-                bad = records[state[nc.BAD]]
+                bad = records[half, state[nc.BAD]]
                 raise FaultpathError(
                     f"a range that is not in user space ({bad[ADDR]:#x}, {bad[SIZE]} bytes)",
                     f"{self.source}, {TABLES[index].name}",
@@ -221,19 +225,20 @@ class NsysExport:
             found.add(pids[:named], starts[:named], ends[:named])
             yield
 
-    def _merged(self, scans: list[Scan], records: np.ndarray) -> Iterator[Columns]:
+    def _merged(self, sources: list[Ahead], records: np.ndarray) -> Iterator[Columns]:
         """Rows of all tables by time."""
         tables = np.array(self.used)
-        at, count = np.zeros((2, len(scans)), np.int64)
-        unfinished = np.ones(len(scans), np.bool_)
+        half, at, count = np.zeros((3, len(sources)), np.int64)
+        unfinished = np.ones(len(sources), np.bool_)
         codes = self._codes()
         while unfinished.any() or (at < count).any():
             for place in np.flatnonzero(unfinished & (at == count)):
-                at[place], count[place] = 0, scans[place].fill(records[place])
+                half[place], count[place] = sources[place].fill()
+                at[place] = 0
                 unfinished[place] = count[place] > 0
             columns = {name: np.empty(BATCH, dtype) for name, dtype in COLUMNS.items()}
             rows = nc.make_rows(
-                tables, records, at, count, unfinished, codes, self._counts, self._seen, *columns.values()
+                tables, records, half, at, count, unfinished, codes, self._counts, self._seen, *columns.values()
             )
             if rows:
                 yield {name: column[:rows] for name, column in columns.items()}

@@ -9,6 +9,7 @@ import operator
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -44,7 +45,7 @@ class Database:
         # immutable: no lock is taken, and no file beside it is made or read
         uri = f"file:{quote(os.fsencode(source.absolute()))}?mode=ro&immutable=1"
         with self._refusing():
-            self._connection = sqlite3.connect(uri, uri=True)
+            self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
             self._connection.text_factory = lambda text: text.decode("utf-8", "replace")
             self._connection.execute("PRAGMA trusted_schema = OFF")
         plain = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE TABLE%' ORDER BY name"
@@ -189,3 +190,26 @@ class Scan:
                 *([f"ORDER BY {order}"] if order else []),
             ]
         )
+
+
+class Ahead:
+    """Fills of a scan, each made by the worker while the one before it is used.
+
+    :param halves: shape ``(2, rows, columns of a row)``
+    """
+
+    def __init__(self, scan: Scan, halves: np.ndarray, worker: ThreadPoolExecutor) -> None:
+        self._scan, self._halves, self._worker = scan, halves, worker
+        self._half = 0
+        self._coming = worker.submit(scan.fill, halves[0])
+
+    def fill(self) -> tuple[int, int]:
+        """Which half has the next rows, and how many, 0 at the end; the other half may change from now on.
+
+        :raises FaultpathError: as ``Scan.fill``
+        """
+        half, count = self._half, self._coming.result()
+        if count:
+            self._half = 1 - half
+            self._coming = self._worker.submit(self._scan.fill, self._halves[self._half])
+        return half, count
