@@ -1,7 +1,7 @@
 """What of amdkfd's ranges is in the GPU's tables: mapped, lost, and mapped again; kfd_svm.c, Linux 6.1.
 
-With xnack on, what is lost is unmapped, and the GPU faults for it. With xnack off it stays in the tables: the queues
-are stopped, and a work item maps it again and starts them.
+With xnack on, what is lost is unmapped, and the GPU faults for it. With xnack off, only munmap unmaps. What else is
+lost stays in the tables: the queues are stopped, and a work item maps it again and starts them.
 """
 
 from __future__ import annotations

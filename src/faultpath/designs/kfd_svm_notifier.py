@@ -1,7 +1,8 @@
 """amdkfd's callback, and the work that it leaves: kfd_svm.c, Linux 6.1.
 
 munmap splits ranges inside the callback, under the range's ``lock``. What that needs of the trees and of the core is
-left to a work item, which takes mmap_lock for writing; it gives ranges the notifier whose callback this is.
+left to a work item, which takes mmap_lock for writing. It gives ranges the notifier whose callback this is: one is not
+without the other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """amdkfd's ranges by themselves: made, linked, split, freed, and all of them freed with their process; kfd_svm.c.
 
-A range that munmap has split has what it lost on its ``child_list``, until the deferred work makes ranges of it.
+What munmap splits off a range is on its ``child_list``, until the deferred work adds it to the ranges or frees it.
 """
 
 from __future__ import annotations
