@@ -190,6 +190,10 @@ def test_designs_can_be_listed_and_shown() -> None:
     assert "@protocol" in shown.stdout
 
 
+def test_of_a_design_built_on_another_its_own_file_is_shown() -> None:
+    assert "@protocol(replaces=nouveau_v6." in run("designs", "nouveau-upstream").stdout
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     command = shlex.join([*MAIN, "designs", "full-va"])
     done = subprocess.run(

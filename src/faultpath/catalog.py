@@ -192,7 +192,6 @@ def _scenario(found: Sequence[Scenario], name: str, where: str, also: str) -> Sc
 def describe(request: str, source: bool = False) -> dict[str, Any]:
     """A design as a JSON-able document; with ``source``, its file's text."""
     design, _ = find(request)
-    file = inspect.getsourcefile(design.fault.fn) or ""
     document = {
         "name": design.name,
         "title": design.title,
@@ -212,7 +211,9 @@ def describe(request: str, source: bool = False) -> dict[str, Any]:
         "doc": design.doc.strip(),
     }
     if source:
-        document["source"] = Path(file).read_text()
+        name = request.partition(":")[0]
+        built_in = importlib.import_module(BUILT_IN[name]) if name in BUILT_IN else None
+        document["source"] = inspect.getsource(built_in) if built_in else Path(name).read_text()
     return document
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from engine import verdicts
 from faultpath.design import PARALLEL_FAULTS, Design
-from faultpath.designs import amdkfd, amdkfd_fixed
-from faultpath.designs.amdkfd import HmmRange, SvmRange
+from faultpath.designs import amdkfd, amdkfd_fixed, kfd_svm_map
+from faultpath.designs.kfd_priv import HmmRange, SvmRange
 from faultpath.engine.status import VIOLATIONS
 from faultpath.kernel.primitives.pagetable import pt_copy
 from faultpath.protocol.language import Protocol, protocol
@@ -100,7 +100,7 @@ def test_no_change_can_be_left_out(change: Protocol, scenario: Scenario, xnack: 
     assert {text: which for which, text in VIOLATIONS.values()}.get(found, found) == what
 
 
-@protocol(replaces=amdkfd.svm_range_map_to_gpus)
+@protocol(replaces=kfd_svm_map.svm_range_map_to_gpus)
 def svm_range_map_to_gpus(prange: SvmRange, hmm_range: HmmRange, addr: int, end: int) -> None:
     """As from Linux 6.7 on."""
     pt_copy(prange.svms.kfd.pt, hmm_range.pfns, addr, end)

@@ -19,21 +19,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from faultpath.designs import amdkfd
-from faultpath.designs.amdkfd import (
-    SVM_OP_ADD_RANGE,
-    HmmRange,
-    KfdProcess,
-    RangeNotifier,
-    SvmRange,
-    kfd_unref_process,
-    kgd2kfd_quiesce_mm,
-    svm_range_add_notifier_locked,
-    svm_range_evict,
-    svm_range_evict_queues,
-    svm_range_invalidate,
-    svm_range_restore_work,
-)
+from faultpath.designs import amdkfd, kfd_process, kfd_svm_map, kfd_svm_notifier
+from faultpath.designs.kfd_priv import SVM_OP_ADD_RANGE, HmmRange, KfdProcess, RangeNotifier, SvmRange
+from faultpath.designs.kfd_process import kfd_unref_process, kgd2kfd_quiesce_mm
+from faultpath.designs.kfd_svm_map import svm_range_evict, svm_range_evict_queues, svm_range_restore_work
+from faultpath.designs.kfd_svm_notifier import svm_range_add_notifier_locked, svm_range_invalidate
 from faultpath.kernel.mmu_notifier import (
     MMU_NOTIFY_RELEASE,
     IntervalNotifier,
@@ -51,7 +41,7 @@ from faultpath.kernel.primitives.pagetable import pt_copy
 from faultpath.protocol.language import count, protocol
 
 
-@protocol(replaces=amdkfd.svm_range_map_to_gpus)
+@protocol(replaces=kfd_svm_map.svm_range_map_to_gpus)
 def svm_range_map_to_gpus(prange: SvmRange, hmm_range: HmmRange, addr: int, end: int) -> None:
     """Change 1."""
     count("device_commands")
@@ -59,7 +49,7 @@ def svm_range_map_to_gpus(prange: SvmRange, hmm_range: HmmRange, addr: int, end:
     pt_copy(prange.svms.kfd.pt, hmm_range.pfns, addr, end)
 
 
-@protocol(replaces=amdkfd.svm_range_update_notifier_and_interval_tree)
+@protocol(replaces=kfd_svm_notifier.svm_range_update_notifier_and_interval_tree)
 def svm_range_update_notifier_and_interval_tree(mm: Mm, prange: SvmRange) -> None:
     """Change 2."""
     old = RangeNotifier(prange.notifier)
@@ -77,7 +67,7 @@ def svm_range_update_notifier_and_interval_tree(mm: Mm, prange: SvmRange) -> Non
     kfree(old)
 
 
-@protocol(replaces=amdkfd.svm_range_take_child)
+@protocol(replaces=kfd_svm_notifier.svm_range_take_child)
 def svm_range_take_child(prange: SvmRange, pchild: SvmRange) -> None:
     """Change 3."""
     mutex_lock(prange.lock)
@@ -90,7 +80,7 @@ def svm_range_take_child(prange: SvmRange, pchild: SvmRange) -> None:
     mutex_unlock(prange.lock)
 
 
-@protocol(replaces=amdkfd.svm_range_cpu_invalidate_pagetables)
+@protocol(replaces=kfd_svm_notifier.svm_range_cpu_invalidate_pagetables)
 def svm_range_cpu_invalidate_pagetables(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """Change 4."""
     if range.event == MMU_NOTIFY_RELEASE:
@@ -100,14 +90,14 @@ def svm_range_cpu_invalidate_pagetables(mni: IntervalNotifier, range: Range, cur
     return svm_range_invalidate(mni, range, cur_seq)
 
 
-@protocol(replaces=amdkfd.kfd_process_notifier_release_internal)
+@protocol(replaces=kfd_process.kfd_process_notifier_release_internal)
 def kfd_process_notifier_release_internal(p: KfdProcess) -> None:
     """Change 5."""
     p.kfd.queues = 0
     kfd_unref_process(p)
 
 
-@protocol(replaces=amdkfd.svm_range_stop_queues)
+@protocol(replaces=kfd_svm_map.svm_range_stop_queues)
 def svm_range_stop_queues(svms: KfdProcess) -> None:
     """Change 6."""
     mutex_lock(svms.kfd.processes_mutex)
