@@ -1101,9 +1101,9 @@ RANGES = [
         GPUSVM,
         "a range on the garbage collector's list twice",
         xe.xe_svm_garbage_collector_add_range,
-        ("    if not r.gc_linked:\n", "    if vm.size:\n"),
+        ("    if list_empty(r.garbage_collector_link):\n", "    if vm.size:\n"),
         at="unmapped-twice",
-        breaks="lifetime|progress",
+        breaks="structure",
     ),
     bug(
         GPUSVM,

@@ -47,6 +47,7 @@ from faultpath.kernel.errno import EAGAIN, EFAULT, EINVAL, ENOENT, EPERM
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mmu_notifier import MMU_NOTIFY_UNMAP, Mm, Range
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
+from faultpath.kernel.primitives.list_head import list_add_tail, list_del, list_empty, list_first
 from faultpath.kernel.primitives.lists import queue_work
 from faultpath.kernel.primitives.locks import (
     down_read,
@@ -61,8 +62,8 @@ from faultpath.kernel.primitives.locks import (
 )
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_clear, pt_copy, pt_free, pt_get, pt_init
 from faultpath.kernel.workqueue import flush_work, runs_work
-from faultpath.protocol.language import NULL, Ops, count, protocol
-from faultpath.protocol.struct import PageTable, RefCount, RwSem, SpinLock, Work
+from faultpath.protocol.language import NULL, Ops, container_of, count, protocol
+from faultpath.protocol.struct import ListHead, PageTable, RefCount, RwSem, SpinLock, Work
 
 SZ_4K = 4 << 10
 SZ_64K = 64 << 10
@@ -83,8 +84,7 @@ class Vm(Gpusvm):
     size: int  # 0 once it is closed
     pt: PageTable  # pt_root: what the GPU walks
     gc_lock: SpinLock  # svm.garbage_collector
-    gc_first: int  # the XeRanges on its list
-    gc_last: int
+    gc_range_list: ListHead  # of XeRanges
     gc_work: Work
 
 
@@ -94,8 +94,7 @@ class XeRange(GpusvmRange):
     interval_bytes = 144
     tile_present: int
     tile_invalidated: int
-    gc_linked: int  # garbage_collector_link is not empty, nor when list_del() has poisoned it
-    gc_next: int
+    garbage_collector_link: ListHead
 
 
 class XeDevice(Device):
@@ -140,14 +139,8 @@ def xe_svm_garbage_collector_add_range(vm: Vm, r: XeRange) -> None:
     """xe_svm_garbage_collector_add_range()."""
     drm_gpusvm_range_set_unmapped(r)
     spin_lock(vm.gc_lock)
-    if not r.gc_linked:
-        r.gc_linked = 1
-        last = XeRange(vm.gc_last)
-        if last:
-            last.gc_next = r
-        else:
-            vm.gc_first = r
-        vm.gc_last = r
+    if list_empty(r.garbage_collector_link):
+        list_add_tail(r.garbage_collector_link, vm.gc_range_list)
     spin_unlock(vm.gc_lock)
     queue_work(vm.gc_work, xe_svm_garbage_collector_work_func, vm)
 
@@ -226,12 +219,11 @@ def xe_svm_garbage_collector(vm: Vm) -> int:
         return -ENOENT
     spin_lock(vm.gc_lock)
     while True:
-        r = XeRange(vm.gc_first)
-        if not r:
+        link = list_first(vm.gc_range_list)
+        if not link:
             break
-        vm.gc_first = r.gc_next
-        if not vm.gc_first:
-            vm.gc_last = NULL
+        r = container_of(XeRange, "garbage_collector_link", link)
+        list_del(r.garbage_collector_link)
         spin_unlock(vm.gc_lock)
         xe_vm_range_unbind(vm, r)
         drm_gpusvm_range_remove(vm, r)
