@@ -121,6 +121,8 @@ def test_what_the_right_ones_claim_holds_everywhere() -> None:
         ("def f(gpu, addr):\n    return 0\n", "is no protocol"),
         ("f = plain.gpu_walk\nparameters = [Parameter('x', 1, 'd')]\n", "open: gpu_open takes 1"),
         ("f = plain.gpu_walk\nops = [Ops('o', invalidate_rang_start=plain.gpu_range_start)]\n", "nothing calls"),
+        ("f = plain.gpu_walk\nops = [Ops('o', work=plain.gpu_walk)]\n", "nothing calls 'work'"),
+        ("f = plain.gpu_walk\nops = [Ops('o', range_free=plain.gpu_close)]\n", "nothing calls 'range_free'"),
         ("f = plain.gpu_walk\nops = [Ops('o', invalidate=len)]\n", "is no protocol"),
         ("f = plain.gpu_walk\nops = [7]\n", "is no Ops"),
         ("f = plain.gpu_walk\ncounters = ['page_fault']\n", "counters: no 'page_fault' among page_faults"),

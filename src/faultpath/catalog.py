@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from faultpath.design import Design, Parameter
 from faultpath.engine.counters import DRIVER_COUNTERS
 from faultpath.errors import FaultpathError
-from faultpath.protocol.language import Hook, Ops, Protocol
+from faultpath.protocol.language import WORK, Hook, Ops, Protocol
 
 if TYPE_CHECKING:
     from faultpath.scenario import Scenario
@@ -105,18 +105,9 @@ def load(name: str) -> Design:
 
 def _problem(design: Design) -> str:
     """Why a user's design cannot be linked; "" if it can."""
-    from faultpath.designs import region_cache
-    from faultpath.kernel import mmu_notifier
-
     wanted = {"open": 1 + len(design.parameters), "fault": 3, "walk": 2, "close": 1, "invariant": 1}
     found = [(name, getattr(design, name), count) for name, count in wanted.items()]
-    known = [
-        *vars(mmu_notifier).values(),
-        *vars(region_cache).values(),
-        *(vars(design.core).values() if design.core else ()),
-    ]
-    known += design.open.fn.__globals__.values() if isinstance(design.open, Protocol) else []
-    slots = {hook.slot: len(hook.parameters) for hook in known if isinstance(hook, Hook)}
+    slots = _slots(design)
     for ops in design.ops:
         if not isinstance(ops, Ops):
             return f"ops: {ops!r} is no Ops"
@@ -133,6 +124,22 @@ def _problem(design: Design) -> str:
             return f"{name}: {function.__name__} takes {len(function.parameters)} parameters and is given {count}"
     unknown = [name for name in design.counters if name not in DRIVER_COUNTERS]
     return f"counters: no '{unknown[0]}' among {', '.join(DRIVER_COUNTERS)}" if unknown else ""
+
+
+def _slots(design: Design) -> dict[str, int]:
+    """What tables may set, and how many arguments each is given.
+
+    The function pointers of the core, and those of the modules that the design's functions are in or take others from.
+    """
+    from faultpath.kernel import mmu_notifier
+
+    tables = [function for ops in design.ops if isinstance(ops, Ops) for function in ops.table.values()]
+    own = [design.open, design.fault, design.walk, design.close, *design.replacements(), *tables]
+    scopes = {p.__module__: p.fn.__globals__ for p in own if isinstance(p, Protocol)}
+    used = [p for scope in scopes.values() for p in scope.values() if isinstance(p, Protocol)]
+    scopes |= {p.__module__: p.fn.__globals__ for p in used}
+    hooks = [h for scope in (vars(mmu_notifier), *scopes.values()) for h in scope.values() if isinstance(h, Hook)]
+    return {hook.slot: len(hook.parameters) for hook in hooks if hook.slot != WORK}
 
 
 def run_file(name: str) -> ModuleType:

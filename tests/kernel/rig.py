@@ -347,6 +347,11 @@ def ring_del(item: Item) -> None:
 
 
 @protocol
+def ring_poison(item: Item) -> None:
+    list_head.list_del(item.link)
+
+
+@protocol
 def ring_first(rig: Rig) -> int:
     return list_head.list_first(rig.ring)
 

@@ -56,3 +56,19 @@ def test_who_stands_at_a_node_that_is_taken_out_stays_there(python: bool) -> Non
     bench.ring_add(bench.rig, second)
     bench.ring_del(first)
     assert bench.ring_next(bench.rig, first) == first + LINK
+
+
+@BACK_ENDS
+def test_what_list_del_has_taken_out_does_not_look_so_until_it_is_added_again(python: bool) -> None:
+    bench = Bench(python)
+    items = [bench.new_item() for _ in range(3)]
+    for item in items:
+        bench.ring_add(bench.rig, item)
+    bench.ring_poison(items[1])
+    assert inside(bench) == [items[0], items[2]]
+    assert not bench.ring_alone(items[1])
+    bench.ring_add(bench.rig, items[1])
+    assert inside(bench) == [items[0], items[2], items[1]]
+    for item in items:
+        bench.ring_poison(item)
+    assert bench.ring_empty(bench.rig)

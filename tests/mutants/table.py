@@ -6,8 +6,9 @@ what makes up for them is said.
 
 from __future__ import annotations
 
-from faultpath.designs import drm_gpusvm, full_va, kvm, odp_implicit, odp_implicit_fixed, uvm_hmm
-from faultpath.kernel import hmm, mmu_notifier, srcu, workqueue
+from faultpath.designs import drm_gpusvm as xe
+from faultpath.designs import full_va, kvm, odp_implicit, odp_implicit_fixed, uvm_hmm
+from faultpath.kernel import drm_gpusvm, hmm, mmu_notifier, srcu, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
@@ -1042,8 +1043,11 @@ RANGES = [
     bug(
         GPUSVM,
         "a bind committed without asking for the pages",
-        drm_gpusvm.xe_vm_range_rebind,
-        ("    if not r.has_dma_mapping:\n        up_read(vm.notifier_lock)\n        return -EAGAIN\n", ""),
+        xe.xe_vm_range_rebind,
+        (
+            "    if not drm_gpusvm_range_pages_valid(r):\n        up_read(vm.notifier_lock)\n        return -EAGAIN\n",
+            "",
+        ),
         at="first-fault-vs-dontneed",
         breaks="coherence",
     ),
@@ -1053,7 +1057,7 @@ RANGES = [
         drm_gpusvm.map_pages,
         (
             "        if mmu_interval_read_retry(r.notifier, seq):\n"
-            "            up_read(vm.notifier_lock)\n"
+            "            up_read(gpusvm.notifier_lock)\n"
             "            return -EAGAIN\n",
             "",
         ),
@@ -1063,8 +1067,8 @@ RANGES = [
     bug(
         GPUSVM,
         "a callback that leaves the pages valid",
-        drm_gpusvm.xe_svm_range_notifier_event_end,
-        ("    r.has_dma_mapping = 0\n", ""),
+        xe.xe_svm_range_notifier_event_end,
+        ("    drm_gpusvm_range_unmap_pages(r)\n", ""),
         at="first-fault-vs-dontneed",
         breaks="coherence",
     ),
@@ -1072,7 +1076,7 @@ RANGES = [
         GPUSVM,
         "pages got for a range that is to go",
         drm_gpusvm.map_pages,
-        ("        if r.unmapped:\n            up_read(vm.notifier_lock)\n            return -EFAULT\n", ""),
+        ("        if r.unmapped:\n            up_read(gpusvm.notifier_lock)\n            return -EFAULT\n", ""),
         at="background",
         breaks="coherence",
     ),
@@ -1080,8 +1084,8 @@ RANGES = [
         GPUSVM,
         "a range taken from the tree without the lock",
         drm_gpusvm.drm_gpusvm_range_remove,
-        ("    down_read(vm.notifier_lock)\n", ""),
-        ("    up_read(vm.notifier_lock)\n", ""),
+        ("    down_read(gpusvm.notifier_lock)\n", ""),
+        ("    up_read(gpusvm.notifier_lock)\n", ""),
         at="unmapped-twice",
         breaks="lifetime|structure",
     ),
@@ -1096,15 +1100,15 @@ RANGES = [
     bug(
         GPUSVM,
         "a range on the garbage collector's list twice",
-        drm_gpusvm.xe_svm_garbage_collector_add_range,
-        ("    if not r.gc_linked:\n", "    if vm.size:\n"),
+        xe.xe_svm_garbage_collector_add_range,
+        ("    if list_empty(r.garbage_collector_link):\n", "    if vm.size:\n"),
         at="unmapped-twice",
-        breaks="lifetime|progress",
+        breaks="structure",
     ),
     bug(
         GPUSVM,
         "closed without the notifier lock",
-        drm_gpusvm.xe_vm_close,
+        xe.xe_vm_close,
         ("    down_read(vm.notifier_lock)\n", ""),
         ("    up_read(vm.notifier_lock)\n", ""),
         at="teardown-vs-munmap",
@@ -1113,7 +1117,7 @@ RANGES = [
     bug(
         GPUSVM,
         "closed without waiting for the garbage collector",
-        drm_gpusvm.xe_vm_close_and_put,
+        xe.xe_vm_close_and_put,
         ("    flush_work(vm.gc_work)\n", ""),
         at="teardown-vs-munmap",
         breaks="lifetime",
@@ -1121,7 +1125,7 @@ RANGES = [
     bug(
         GPUSVM,
         "VM looked up, reference taken after the lock",
-        drm_gpusvm.xe_pagefault_service,
+        xe.xe_pagefault_service,
         (
             "    if vm:\n        refcount_inc(vm.refcount)\n    up_read(xe.usm_lock)\n",
             "    up_read(xe.usm_lock)\n    if vm:\n        refcount_inc(vm.refcount)\n",

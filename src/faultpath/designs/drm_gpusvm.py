@@ -15,11 +15,11 @@ itself may only read is refused. And a fault never ends in a range whose VMA has
 ranges are not split, so every round finds the same range and the same -EPERM, and nothing bounds the rounds. ``check``
 finds that livelock; a replay, where nobody else runs, refuses the access after one round.
 
-This is Xe on an integrated GPU: no memory of its own, so no migration, and no look at which pages are there before a
-chunk is chosen (check_pages_threshold). One tile, one GT, whose gtstats are counted; one GPU VMA over everything.
-Page-table jobs and TLB invalidations are over at once, under ``vm->lock``: the VM's reservation object is not modelled.
-The lists beside the two trees are not either; hmm_pfns, dma_addr and the entries staged for a bind are one table. The
-VM is freed with the last reference, which in C queues a work item for it.
+The notifiers and ranges are drm_gpusvm's (:mod:`faultpath.kernel.drm_gpusvm`), the rest is Xe on an integrated GPU: no
+memory of its own, so no migration. One tile, one GT, whose gtstats are counted; one GPU VMA over everything. Page-table
+jobs and TLB invalidations are over at once, under ``vm->lock``: the VM's reservation object is not modelled. hmm_pfns,
+dma_addr and the entries staged for a bind are one table. The VM is freed with the last reference, which in C queues a
+work item for it.
 """
 
 from __future__ import annotations
@@ -27,29 +27,27 @@ from __future__ import annotations
 from functools import partial
 
 from faultpath.design import Design, Parameter
-from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM, EPERM
-from faultpath.kernel.hmm import hmm_range_fault_pages
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mm.vma import PROT_WRITE, find_vma
-from faultpath.kernel.mmu_notifier import (
-    MMU_NOTIFY_UNMAP,
-    ULONG_MAX,
-    IntervalNode,
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmdrop,
-    mmgrab,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
-    mmu_interval_set_seq,
+from faultpath.kernel.drm_gpusvm import (
+    Gpusvm,
+    GpusvmNotifier,
+    GpusvmRange,
+    __drm_gpusvm_range_next,
+    drm_gpusvm_fini,
+    drm_gpusvm_init,
+    drm_gpusvm_notifier_ops,
+    drm_gpusvm_range_find,
+    drm_gpusvm_range_find_or_insert,
+    drm_gpusvm_range_get_pages,
+    drm_gpusvm_range_pages_valid,
+    drm_gpusvm_range_remove,
+    drm_gpusvm_range_set_unmapped,
+    drm_gpusvm_range_unmap_pages,
 )
-from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc, kvcalloc, kvfree, off_stack, on_stack
-from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove
+from faultpath.kernel.errno import EAGAIN, EFAULT, EINVAL, ENOENT, EPERM
+from faultpath.kernel.mirror import Device
+from faultpath.kernel.mmu_notifier import MMU_NOTIFY_UNMAP, Mm, Range
+from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
+from faultpath.kernel.primitives.list_head import list_add_tail, list_del, list_empty, list_first
 from faultpath.kernel.primitives.lists import queue_work
 from faultpath.kernel.primitives.locks import (
     down_read,
@@ -62,32 +60,14 @@ from faultpath.kernel.primitives.locks import (
     up_read,
     up_write,
 )
-from faultpath.kernel.primitives.pagetable import (
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    device_zap,
-    pt_clear,
-    pt_copy,
-    pt_free,
-    pt_get,
-    pt_init,
-)
-from faultpath.kernel.primitives.time import timed_out
+from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_clear, pt_copy, pt_free, pt_get, pt_init
 from faultpath.kernel.workqueue import flush_work, runs_work
-from faultpath.protocol.language import NULL, Ops, count, protocol
-from faultpath.protocol.struct import IntervalTree, PageTable, RefCount, RwSem, SpinLock, Struct, Work
-
-LOOKUP_STEPS = INDEX["lookup_steps"]
+from faultpath.protocol.language import NULL, Ops, container_of, count, protocol
+from faultpath.protocol.struct import ListHead, PageTable, RefCount, RwSem, SpinLock, Work
 
 SZ_4K = 4 << 10
 SZ_64K = 64 << 10
 SZ_2M = 2 << 20
-
-
-class NotifierLock(RwSem):
-    """``drm_gpusvm.notifier_lock``: the callback takes it for writing, who reads what callbacks change for reading."""
-
-    role = "driver"
 
 
 class VmLock(RwSem):
@@ -96,56 +76,25 @@ class VmLock(RwSem):
     role = "driver_parent"
 
 
-class Vm(Struct):
-    """``struct xe_vm`` and the ``struct drm_gpusvm`` in it."""
+class Vm(Gpusvm):
+    """``struct xe_vm``, around the ``struct drm_gpusvm`` in it."""
 
-    mm: Mm
     refcount: RefCount
     lock: VmLock
-    notifier_lock: NotifierLock
     size: int  # 0 once it is closed
-    notifier_size: int
-    chunk: int  # chunk_sizes: this, middle, 4 KiB
-    middle: int
-    root: IntervalTree  # of NotifierNodes
     pt: PageTable  # pt_root: what the GPU walks
-    dma_addr: PageTable  # of all ranges
     gc_lock: SpinLock  # svm.garbage_collector
-    gc_first: int  # the XeRanges on its list
-    gc_last: int
+    gc_range_list: ListHead  # of XeRanges
     gc_work: Work
 
 
-class NotifierNode(IntervalNode):
-    """``drm_gpusvm_notifier.itree``: its place among the VM's notifiers, where the core has its own node for it."""
-
-    notifier: int
-
-
-class GpusvmNotifier(IntervalNotifier):
-    """``struct drm_gpusvm_notifier``."""
-
-    interval_bytes = 200
-    vm: Vm
-    itree: NotifierNode
-    root: IntervalTree  # of XeRanges
-    removed: int
-
-
-class XeRange(IntervalNode):
+class XeRange(GpusvmRange):
     """``struct xe_svm_range``; 16 bytes of dma_addr more for each page."""
 
     interval_bytes = 144
-    vm: Vm
-    notifier: GpusvmNotifier
-    refcount: RefCount
-    dma_addr: int  # whether the array is allocated
-    has_dma_mapping: int
-    unmapped: int
     tile_present: int
     tile_invalidated: int
-    gc_linked: int  # garbage_collector_link is not empty, nor when list_del() has poisoned it
-    gc_next: int
+    garbage_collector_link: ListHead
 
 
 class XeDevice(Device):
@@ -155,7 +104,7 @@ class XeDevice(Device):
     vm: Vm  # usm.asid_to_vm, of the one address space
 
 
-# --- references and memory
+# --- references
 
 
 @protocol
@@ -166,84 +115,20 @@ def xe_vm_put(vm: Vm) -> None:
 
 
 @protocol
-def drm_gpusvm_range_put(r: XeRange) -> None:
-    """drm_gpusvm_range_put(), xe_svm_range_free(): a range keeps its VM."""
-    if refcount_dec_and_test(r.refcount):
-        vm = r.vm
-        kfree(r)
-        xe_vm_put(vm)
-
-
-@protocol
-def drm_gpusvm_range_alloc(vm: Vm, notifier: GpusvmNotifier, addr: int, size: int) -> XeRange:
-    """drm_gpusvm_range_alloc(), xe_svm_range_alloc()."""
+def xe_svm_range_alloc(gpusvm: Gpusvm) -> GpusvmRange:
+    """xe_svm_range_alloc(): a range keeps its VM."""
     r = kmalloc(XeRange, GFP_KERNEL)
-    if not r:
-        return NULL
-    refcount_inc(vm.refcount)
-    refcount_set(r.refcount, 1)
-    r.vm = vm
-    r.notifier = notifier
-    r.start = addr & -size
-    r.last = r.start + size - 1
+    if r:
+        refcount_inc(Vm(gpusvm).refcount)
     return r
 
 
 @protocol
-def npages_in_range(r: XeRange) -> int:
-    """npages_in_range()."""
-    return (r.last + 1 - r.start) >> PAGE_SHIFT
-
-
-@protocol
-def __drm_gpusvm_free_pages(vm: Vm, r: XeRange) -> None:
-    """__drm_gpusvm_free_pages()."""
-    if r.dma_addr:
-        kvfree(16 * npages_in_range(r))
-        pt_clear(vm.dma_addr, r.start, r.last + 1)
-        r.dma_addr = 0
-
-
-@protocol
-def drm_gpusvm_notifier_alloc(vm: Vm, addr: int) -> GpusvmNotifier:
-    """drm_gpusvm_notifier_alloc()."""
-    notifier = kmalloc(GpusvmNotifier, GFP_KERNEL)
-    if not notifier:
-        return NULL
-    notifier.vm = vm
-    itree = embedded(NotifierNode)
-    itree.notifier = notifier
-    itree.start = addr & -vm.notifier_size
-    itree.last = itree.start + vm.notifier_size - 1
-    notifier.itree = itree
-    return notifier
-
-
-@protocol
-def drm_gpusvm_notifier_free(notifier: GpusvmNotifier) -> None:
-    """drm_gpusvm_notifier_free()."""
-    off_stack(notifier.itree)
-    kfree(notifier)
-
-
-# --- lookups
-
-
-@protocol
-def drm_gpusvm_notifier_find(vm: Vm, addr: int) -> GpusvmNotifier:
-    """drm_gpusvm_notifier_find()."""
-    count("lookups")
-    itree = NotifierNode(itree_first(vm.root, addr, addr, LOOKUP_STEPS))
-    if not itree:
-        return NULL
-    return GpusvmNotifier(itree.notifier)
-
-
-@protocol
-def drm_gpusvm_range_find(notifier: GpusvmNotifier, start: int, end: int) -> XeRange:
-    """drm_gpusvm_range_find()."""
-    count("lookups")
-    return XeRange(itree_first(notifier.root, start, end - 1, LOOKUP_STEPS))
+def xe_svm_range_free(r: GpusvmRange) -> None:
+    """xe_svm_range_free()."""
+    vm = Vm(r.gpusvm)
+    kfree(XeRange(r))
+    xe_vm_put(vm)
 
 
 # --- the callback
@@ -251,17 +136,11 @@ def drm_gpusvm_range_find(notifier: GpusvmNotifier, start: int, end: int) -> XeR
 
 @protocol
 def xe_svm_garbage_collector_add_range(vm: Vm, r: XeRange) -> None:
-    """xe_svm_garbage_collector_add_range(), drm_gpusvm_range_set_unmapped()."""
-    r.unmapped = 1
+    """xe_svm_garbage_collector_add_range()."""
+    drm_gpusvm_range_set_unmapped(r)
     spin_lock(vm.gc_lock)
-    if not r.gc_linked:
-        r.gc_linked = 1
-        last = XeRange(vm.gc_last)
-        if last:
-            last.gc_next = r
-        else:
-            vm.gc_first = r
-        vm.gc_last = r
+    if list_empty(r.garbage_collector_link):
+        list_add_tail(r.garbage_collector_link, vm.gc_range_list)
     spin_unlock(vm.gc_lock)
     queue_work(vm.gc_work, xe_svm_garbage_collector_work_func, vm)
 
@@ -279,81 +158,45 @@ def xe_svm_range_notifier_event_begin(vm: Vm, r: XeRange) -> int:
 
 @protocol
 def xe_svm_range_notifier_event_end(vm: Vm, r: XeRange, mmu_range: Range) -> None:
-    """xe_svm_range_notifier_event_end(), drm_gpusvm_range_unmap_pages()."""
-    r.has_dma_mapping = 0
+    """xe_svm_range_notifier_event_end()."""
+    drm_gpusvm_range_unmap_pages(r)
     if vm.size and mmu_range.event == MMU_NOTIFY_UNMAP:
         xe_svm_garbage_collector_add_range(vm, r)
 
 
 @protocol
-def xe_svm_invalidate(vm: Vm, notifier: GpusvmNotifier, mmu_range: Range) -> None:
+def xe_svm_invalidate(gpusvm: Gpusvm, notifier: GpusvmNotifier, mmu_range: Range) -> None:
     """xe_svm_invalidate(): every range that the event touches, whole, and one TLB invalidation.
 
     C's loops go by bounds that it widens to those of the ranges meanwhile; ranges are disjoint, so they are the same.
     """
+    vm = Vm(gpusvm)
     start = max(notifier.start, mmu_range.start)
-    last = min(notifier.last, mmu_range.end - 1)
-    first = drm_gpusvm_range_find(notifier, start, last + 1)
+    end = min(notifier.last + 1, mmu_range.end)
+    first = drm_gpusvm_range_find(notifier, start, end)
     if not first:
         return
     if vm.size:
         zapped = 0
         r = first
         while r:
-            zapped = zapped | xe_svm_range_notifier_event_begin(vm, r)
-            r = XeRange(itree_next(r, start, last, SCRATCH))
+            zapped = zapped | xe_svm_range_notifier_event_begin(vm, XeRange(r))
+            r = __drm_gpusvm_range_next(r, start, end)
         if zapped:
             count("device_commands")
             count("tlb_inval_count")  # xe_vm_range_tilemask_tlb_inval()
     r = first
     while r:
-        xe_svm_range_notifier_event_end(vm, r, mmu_range)
-        r = XeRange(itree_next(r, start, last, SCRATCH))
+        xe_svm_range_notifier_event_end(vm, XeRange(r), mmu_range)
+        r = __drm_gpusvm_range_next(r, start, end)
 
 
-@protocol
-def drm_gpusvm_notifier_invalidate(mni: IntervalNotifier, mmu_range: Range, cur_seq: int) -> int:
-    """drm_gpusvm_notifier_invalidate()."""
-    notifier = GpusvmNotifier(mni)
-    vm = notifier.vm
-    if not mmu_range.blockable:
-        return 0
-    down_write(vm.notifier_lock)
-    mmu_interval_set_seq(mni, cur_seq)
-    xe_svm_invalidate(vm, notifier, mmu_range)
-    up_write(vm.notifier_lock)
-    return 1
-
-
-@protocol
-def drm_gpusvm_notifier_owner(mni: IntervalNotifier) -> int:
-    """Whose it is: the checker asks, for notifiers of two VMs may overlap."""
-    return GpusvmNotifier(mni).vm
-
-
-drm_gpusvm_notifier_ops = Ops(
-    "drm_gpusvm_notifier_ops", invalidate=drm_gpusvm_notifier_invalidate, owner=drm_gpusvm_notifier_owner
+gpusvm_ops = Ops(
+    "gpusvm_ops", gpusvm_invalidate=xe_svm_invalidate, range_alloc=xe_svm_range_alloc, range_free=xe_svm_range_free
 )
 
 
 # --- ranges go
-
-
-@protocol
-def drm_gpusvm_range_remove(vm: Vm, r: XeRange) -> None:
-    """drm_gpusvm_range_remove(): the notifier's last range takes it along, waiting until no callback runs."""
-    notifier = drm_gpusvm_notifier_find(vm, r.start)
-    down_read(vm.notifier_lock)
-    r.has_dma_mapping = 0
-    __drm_gpusvm_free_pages(vm, r)
-    itree_remove(notifier.root, r)
-    up_read(vm.notifier_lock)
-    drm_gpusvm_range_put(r)
-    if not itree_first(notifier.root, 0, ULONG_MAX, SCRATCH):
-        if not notifier.removed:
-            mmu_interval_notifier_remove(notifier)
-        itree_remove(vm.root, notifier.itree)
-        drm_gpusvm_notifier_free(notifier)
 
 
 @protocol
@@ -376,12 +219,11 @@ def xe_svm_garbage_collector(vm: Vm) -> int:
         return -ENOENT
     spin_lock(vm.gc_lock)
     while True:
-        r = XeRange(vm.gc_first)
-        if not r:
+        link = list_first(vm.gc_range_list)
+        if not link:
             break
-        vm.gc_first = r.gc_next
-        if not vm.gc_first:
-            vm.gc_last = NULL
+        r = container_of(XeRange, "garbage_collector_link", link)
+        list_del(r.garbage_collector_link)
         spin_unlock(vm.gc_lock)
         xe_vm_range_unbind(vm, r)
         drm_gpusvm_range_remove(vm, r)
@@ -402,149 +244,15 @@ def xe_svm_garbage_collector_work_func(vm: Vm) -> None:
 
 
 @protocol
-def drm_gpusvm_range_chunk_size(vm: Vm, notifier: GpusvmNotifier, start: int, last: int, addr: int) -> int:
-    """drm_gpusvm_range_chunk_size() for a VMA ``[start, last]``."""
-    start = max(start, notifier.start)
-    last = min(last, notifier.last)
-    size = vm.chunk
-    while size > PAGE_SIZE:
-        first = addr & -size
-        if first >= start and first + size - 1 <= last and not drm_gpusvm_range_find(notifier, first, first + size):
-            return size
-        size = vm.middle if size > vm.middle else PAGE_SIZE
-    return size
-
-
-@protocol
-def find_or_insert_range(vm: Vm, notifier: GpusvmNotifier, addr: int) -> int:
-    """The part of drm_gpusvm_range_find_or_insert() under mmap_lock: a range, or -errno."""
-    vma = find_vma(vm.mm, addr)
-    if not vma or addr < vma.start:
-        return -ENOENT
-    if not vma.prot & PROT_WRITE:
-        return -EPERM
-    r = drm_gpusvm_range_find(notifier, addr, addr + 1)
-    if r:
-        return r
-    size = drm_gpusvm_range_chunk_size(vm, notifier, vma.start, vma.last, addr)
-    r = drm_gpusvm_range_alloc(vm, notifier, addr, size)
-    if not r:
-        return -ENOMEM
-    down_read(vm.notifier_lock)  # drm_gpusvm_range_insert()
-    itree_insert(notifier.root, r)
-    up_read(vm.notifier_lock)
-    return r
-
-
-@protocol
-def find_or_insert_notifier(vm: Vm, addr: int) -> int:
-    """The part of drm_gpusvm_range_find_or_insert() that has hold of the mm: a range, or -errno."""
-    mm = vm.mm
-    found = drm_gpusvm_notifier_find(vm, addr)
-    notifier = found
-    if not found:
-        notifier = drm_gpusvm_notifier_alloc(vm, addr)
-        if not notifier:
-            return -ENOMEM
-        mmu_interval_notifier_insert(notifier, mm, addr & -vm.notifier_size, vm.notifier_size, drm_gpusvm_notifier_ops)
-    down_read(mm.mmap_lock)
-    ret = find_or_insert_range(vm, notifier, addr)
-    if not found and ret >= 0:
-        itree_insert(vm.root, notifier.itree)
-    up_read(mm.mmap_lock)
-    if not found and ret < 0:
-        mmu_interval_notifier_remove(notifier)
-        drm_gpusvm_notifier_free(notifier)
-    return ret
-
-
-@protocol
-def drm_gpusvm_range_find_or_insert(vm: Vm, addr: int) -> int:
-    """drm_gpusvm_range_find_or_insert(): a range, or -errno."""
-    if not mmget_not_zero(vm.mm):
-        return -EFAULT
-    ret = find_or_insert_notifier(vm, addr)
-    mmput(vm.mm)
-    return ret
-
-
-@protocol
-def drm_gpusvm_pages_valid_unlocked(vm: Vm, r: XeRange) -> int:
-    """drm_gpusvm_pages_valid_unlocked(): pages that are not valid any more are freed."""
-    if not r.dma_addr:
-        return 0
-    down_read(vm.notifier_lock)
-    valid = r.has_dma_mapping
-    if not valid:
-        __drm_gpusvm_free_pages(vm, r)
-    up_read(vm.notifier_lock)
-    return valid
-
-
-@protocol
-def map_pages(vm: Vm, r: XeRange, seq: int) -> int:
-    """drm_gpusvm_get_pages() from its label map_pages on: 0, or -EAGAIN to begin again, or -EFAULT."""
-    while True:
-        down_read(vm.notifier_lock)
-        if r.unmapped:
-            up_read(vm.notifier_lock)
-            return -EFAULT
-        if mmu_interval_read_retry(r.notifier, seq):
-            up_read(vm.notifier_lock)
-            return -EAGAIN
-        if r.dma_addr:
-            r.has_dma_mapping = 1
-            up_read(vm.notifier_lock)
-            return 0
-        up_read(vm.notifier_lock)
-        kvcalloc(16 * npages_in_range(r))
-        r.dma_addr = 1
-
-
-@protocol
-def drm_gpusvm_get_pages(vm: Vm, r: XeRange) -> int:
-    """drm_gpusvm_get_pages()."""
-    mm = vm.mm
-    notifier = r.notifier
-    while not timed_out():
-        seq = mmu_interval_read_begin(notifier)
-        if drm_gpusvm_pages_valid_unlocked(vm, r):
-            return 0
-        kvcalloc(8 * npages_in_range(r))  # pfns
-        err = -EFAULT
-        if mmget_not_zero(mm):
-            err = -EBUSY
-            while err == -EBUSY:
-                down_read(mm.mmap_lock)
-                err = hmm_range_fault_pages(mm, notifier, seq, r.start, r.last + 1, 1, vm.dma_addr)
-                up_read(mm.mmap_lock)
-                if err == -EBUSY:
-                    if timed_out():
-                        break
-                    count("fault_retries")
-                    seq = mmu_interval_read_begin(notifier)
-            mmput(mm)
-        if not err:
-            err = map_pages(vm, r, seq)
-        kvfree(8 * npages_in_range(r))
-        if err:
-            pt_clear(vm.dma_addr, r.start, r.last + 1)
-        if err != -EAGAIN:
-            return err
-        count("fault_retries")
-    return -EBUSY
-
-
-@protocol
 def xe_vm_range_rebind(vm: Vm, r: XeRange) -> int:
     """xe_vm_range_rebind(): xe_pt_stage_bind(), xe_pt_svm_userptr_pre_commit(), the job, and op_commit()."""
     down_read(vm.notifier_lock)
-    valid = r.has_dma_mapping
+    valid = drm_gpusvm_range_pages_valid(r)
     up_read(vm.notifier_lock)
     if not valid:
         return -EAGAIN
     down_read(vm.notifier_lock)
-    if not r.has_dma_mapping:
+    if not drm_gpusvm_range_pages_valid(r):
         up_read(vm.notifier_lock)
         return -EAGAIN
     count("device_commands")
@@ -593,7 +301,7 @@ def __xe_svm_handle_pagefault(vm: Vm, addr: int) -> int:
         range_stats_incr(r.last + 1 - r.start, valid)
         if valid:
             return 0
-        err = drm_gpusvm_get_pages(vm, r)
+        err = drm_gpusvm_range_get_pages(vm, r)
         if not err:
             err = xe_vm_range_rebind(vm, r)
         if err != -EFAULT and err != -EPERM and err != -EAGAIN:
@@ -636,22 +344,17 @@ def gpu_walk(xe: XeDevice, addr: int) -> int:
 
 @protocol
 def xe_vm_create(mm: Mm, notifier_size: int, chunk: int, middle: int) -> XeDevice:
-    """xe_vm_create() in fault mode, xe_svm_init(), drm_gpusvm_init(); and the device."""
+    """xe_vm_create() in fault mode, xe_svm_init(); and the device."""
     xe = on_stack(XeDevice)
     xe.mm = mm
     vm = kmalloc(Vm, GFP_KERNEL)
     if not vm:
         off_stack(xe)
         return NULL
-    mmgrab(mm)
-    vm.mm = mm
+    drm_gpusvm_init(vm, mm, notifier_size, gpusvm_ops, chunk | min(middle, chunk))
     refcount_set(vm.refcount, 1)
     vm.size = mm.task_size
-    vm.notifier_size = notifier_size
-    vm.chunk = chunk
-    vm.middle = middle
     pt_init(vm.pt, 0, mm.task_size)
-    pt_init(vm.dma_addr, 0, mm.task_size)
     down_write(xe.usm_lock)
     xe.vm = vm
     up_write(xe.usm_lock)
@@ -672,23 +375,6 @@ def xe_vm_close(vm: Vm) -> None:
 
 
 @protocol
-def drm_gpusvm_fini(vm: Vm) -> None:
-    """drm_gpusvm_fini(): each notifier first, so that no callback runs, then its ranges, the last of which frees it."""
-    itree = NotifierNode(itree_first(vm.root, 0, ULONG_MAX, SCRATCH))
-    while itree:
-        notifier = GpusvmNotifier(itree.notifier)
-        itree = NotifierNode(itree_next(itree, 0, ULONG_MAX, SCRATCH))
-        mmu_interval_notifier_remove(notifier)
-        notifier.removed = 1
-        r = XeRange(itree_first(notifier.root, 0, ULONG_MAX, SCRATCH))
-        while r:
-            following = XeRange(itree_next(r, 0, ULONG_MAX, SCRATCH))
-            drm_gpusvm_range_remove(vm, r)
-            r = following
-    mmdrop(vm.mm)
-
-
-@protocol
 def xe_vm_close_and_put(xe: XeDevice) -> None:
     """xe_vm_close_and_put(), xe_svm_close(): the tables go before the notifiers; the ASID is the last to go."""
     vm = xe.vm
@@ -697,7 +383,6 @@ def xe_vm_close_and_put(xe: XeDevice) -> None:
     down_write(vm.lock)
     pt_free(vm.pt)  # xe_vm_pt_destroy()
     drm_gpusvm_fini(vm)
-    pt_free(vm.dma_addr)
     up_write(vm.lock)
     down_write(xe.usm_lock)
     xe.vm = Vm(NULL)
@@ -715,7 +400,7 @@ design = Design(
     fault=xe_pagefault_service,
     walk=gpu_walk,
     close=xe_vm_close_and_put,
-    ops=[drm_gpusvm_notifier_ops],
+    ops=[drm_gpusvm_notifier_ops, gpusvm_ops],
     parameters=[
         size_parameter("notifier_size", 512 << 20, "size of a notifier (xe.svm_notifier_size)", small=16 << 10),
         size_parameter("chunk", SZ_2M, "largest size of a range (fault_chunk_sizes)", small=8 << 10),

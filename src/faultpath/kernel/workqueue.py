@@ -7,11 +7,11 @@ from faultpath.kernel.primitives.debug import worker_is_caller
 from faultpath.kernel.primitives.heap import off_stack, on_stack
 from faultpath.kernel.primitives.lists import insert_wq_barrier, queue_work, start_work, take_work, work_object
 from faultpath.kernel.primitives.wait import Completion, complete, wait_for_completion
-from faultpath.protocol.language import count, hook, primitive, protocol
+from faultpath.protocol.language import WORK, count, hook, primitive, protocol
 from faultpath.protocol.struct import Struct, Work
 
 
-@hook("work")
+@hook(WORK)
 def work_function(handler: int, obj: int) -> int:
     """work_struct.func, given the object that embeds the work item."""
 

@@ -17,6 +17,7 @@ from faultpath.engine.world import INDEX, STATUS, WOULD_BLOCK, Stop, Words
 from faultpath.protocol.struct import Struct, current, role_index
 
 NULL: Any = 0
+WORK = "work"  # the slot of work handlers: no table has it, a handler is its own number
 
 S = TypeVar("S", bound=Struct)
 

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 from faultpath.errors import FaultpathError
 from faultpath.protocol import ir
 from faultpath.protocol.check import check
-from faultpath.protocol.language import Helper, Ops, Primitive, Protocol
+from faultpath.protocol.language import WORK, Helper, Ops, Primitive, Protocol
 
 Source = Protocol | Primitive | Helper
 S = TypeVar("S", bound=Source)
@@ -52,7 +52,7 @@ class Program:
 
     def targets(self, slot: str) -> dict[int, Protocol]:
         """What a hook's selector can name: number of the table, or of the handler, to protocol."""
-        if slot == "work":
+        if slot == WORK:
             return {number: self.resolve(p) for number, p in sorted(self.handlers.items())}
         return {int(ops): self.resolve(ops.table[slot]) for ops in self.ops if slot in ops.table}
 

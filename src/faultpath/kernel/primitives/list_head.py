@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from faultpath.engine.world import Words
 from faultpath.kernel.primitives.debug import list_add_valid
-from faultpath.protocol.language import primitive
+from faultpath.protocol.language import helper, primitive
 from faultpath.protocol.struct import ListHead
+
+LIST_POISON1, LIST_POISON2 = 0x100, 0x122  # no object is there
 
 
 @primitive
@@ -35,7 +37,8 @@ def list_next(w: Words, node: ListHead, head: ListHead) -> int:
 @primitive
 def list_add_tail(w: Words, node: ListHead, head: ListHead) -> int:
     """list_add_tail()."""
-    list_add_valid(w, node)
+    if w[node] != LIST_POISON1:
+        list_add_valid(w, node)
     last = w[head + 1] if w[head + 1] else head
     w[node] = head
     w[node + 1] = last
@@ -44,9 +47,9 @@ def list_add_tail(w: Words, node: ListHead, head: ListHead) -> int:
     return 0
 
 
-@primitive
-def list_del_init(w: Words, node: ListHead) -> int:
-    """list_del_init(): take a node out of its list; nothing where it is in none."""
+@helper
+def list_del_entry(w: Words, node: int) -> int:
+    """__list_del_entry(): the node's neighbours are each other's; 0 where it is in no list."""
     following = w[node]
     before = w[node + 1]
     if following == 0:
@@ -54,6 +57,22 @@ def list_del_init(w: Words, node: ListHead) -> int:
     alone = following == before  # only the head is left
     w[following + 1] = 0 if alone else before
     w[before] = 0 if alone else following
-    w[node] = 0
-    w[node + 1] = 0
+    return 1
+
+
+@primitive
+def list_del(w: Words, node: ListHead) -> int:
+    """list_del(): take a node out of its list. It is poisoned: it leads nowhere, and does not look as in no list."""
+    list_del_entry(w, node)
+    w[node] = LIST_POISON1
+    w[node + 1] = LIST_POISON2
+    return 0
+
+
+@primitive
+def list_del_init(w: Words, node: ListHead) -> int:
+    """list_del_init(): take a node out of its list; nothing where it is in none."""
+    if list_del_entry(w, node):
+        w[node] = 0
+        w[node + 1] = 0
     return 0
