@@ -309,3 +309,56 @@ class HugeTLB(Dense):
 
 def hugetlb(seed: int) -> list[Call]:
     return HugeTLB(Random(seed)).draw()
+
+
+class HugeFiles(Dense):
+    """Of whole blocks of files and shared memory that huge pages can map, of which parts are mapped at several places.
+
+    A child maps none of it for longer than a call: which of its VMAs stand among the others is not modelled.
+    """
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.collapses = random.random() < 0.8
+        self.huge = random.random() < 0.7
+        self.kinds = random.choice([[SHARED], [SHARED, PRIVATE], [SHARED, SHARED | ANONYMOUS], [PRIVATE], OF_FILES])
+        self.files = random.choice([[2], [2], [2, 3], [0, 2]])
+
+    def draw(self) -> list[Call]:
+        for _ in range(self.random.randint(1, 3)):
+            self.mmap(*self.place())
+        self.program.append(("mmap", 4 * PMD, 2 * PMD, READ_WRITE, self.random.choice(self.kinds), self.files[0], 0))
+        if self.huge:
+            self.program.append(("madvise", 0, 6 * PMD, HUGE))
+        for _ in range(self.random.randint(8, 40)):
+            self.call()
+        return numbered(self.program)
+
+    def place(self) -> tuple[int, int]:
+        start, size = super().place()
+        return (start & -PMD, size) if self.random.random() < 0.4 else (start, size)
+
+    def mmap(self, start: int, size: int) -> None:
+        random = self.random
+        prot = random.choice([READ_WRITE] * 5 + [READ, NONE])
+        kinds = PRIVATE_MEMORY if random.random() < 0.1 else self.kinds
+        offset = random.randint(0, 2) * PMD + start % PMD if random.random() < 0.8 else random.randint(0, 11) * PAGE
+        self.program.append(("mmap", start, size, prot, random.choice(kinds), random.choice(self.files), offset))
+
+    def call(self) -> None:
+        random, file = self.random, self.random.choice(self.files)
+        start, size = self.place()
+        match random.choices(range(3), [20, 1, 1])[0]:
+            case 0:
+                super().call()
+                if self.program[-1] == ("fork",):
+                    self.program.append(("ends", 0))
+                    self.alive = 0
+            case 1:
+                self.program.append(("punch", file, start, size))
+            case 2:
+                self.program.append(("truncate", file, random.choice([start + PAGE, start + size, 32 * PMD])))
+
+
+def huge_files(seed: int) -> list[Call]:
+    return HugeFiles(Random(seed)).draw()
