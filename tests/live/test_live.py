@@ -275,6 +275,10 @@ CASES: dict[str, list[Call]] = {
         ("madvise", 0, PAGE, 20), ("truncate", 2, 100 * PAGE), ("mmap", 8 * PMD, 4 * PMD, 3, 2, 2, 0),
         ("read", 8 * PMD + 9 * PAGE), ("write", 8 * PMD + 8 * PAGE), ("write", 8 * PMD + 12 * PAGE),
     ],
+    "a file that is made as large as it is loses what a huge page has beyond its end": [
+        ("truncate", 2, 3 * PAGE), ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("read", 0),
+        ("truncate", 2, 3 * PAGE), ("read", 3 * PAGE), ("truncate", 2, 4 * PAGE), ("read", 3 * PAGE),
+    ],
     "where a huge page of a file must not be, all of its pages are mapped": [
         ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("write", PAGE), ("madvise", 0, 4 * PMD, 15),
         ("madvise", 0, PMD, 4), ("write", 5 * PAGE), ("madvise", 0, PMD, 20), ("madvise", 0, PAGE, 20),

@@ -86,11 +86,16 @@ def punch_hole(mm: Mm, file: File, first: int, end: int) -> int:
 
 @protocol
 def mm_ftruncate(mm: Mm, file: File, size: int) -> int:
-    """shmem_setattr(), Linux 6.18: a file that shrinks is unmapped beyond its new end, twice: before and after."""
+    """shmem_setattr(), Linux 6.18: a file that shrinks is unmapped beyond its new end, twice: before and after.
+
+    One that stays as it is loses what is cached beyond its end.
+    """
     before = file.size
     file.size = size
     if size < before:
         unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
+    if size <= before:
         shmem_truncate_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT)
+    if size < before:
         unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
     return 0
