@@ -20,6 +20,7 @@ from faultpath.kernel.mm.mprotect import mm_mprotect
 from faultpath.kernel.mm.mremap import mm_mremap
 from faultpath.kernel.mm.pages import mm_init_pages
 from faultpath.kernel.mm.raising import RAISES_CALLS
+from faultpath.kernel.mm.shmem import SHMEM
 from faultpath.kernel.mm.vma import MAP_ANONYMOUS, MAP_HUGETLB, MAP_SHARED
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.heap import on_stack
@@ -27,6 +28,7 @@ from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_init
 from faultpath.protocol.language import Protocol, protocol
 from faultpath.protocol.program import Program, Source
 from live.kernel import Answer, Call
+from live.tapped import HUGE_FILES
 
 TASK_SIZE = 1 << 47
 BASE = 1 << 44  # of the window
@@ -42,11 +44,13 @@ def new_process(task_size: int, raises: int, version: int) -> Mm:
 
 
 @protocol
-def new_file(pages: int) -> File:
-    """A memfd."""
+def new_file(pages: int, huge: int) -> File:
+    """A file in memory; ``huge``: a tmpfs that is mounted with huge=advise has it."""
     file = on_stack(File)
     file.size = pages
+    file.huge = huge
     pt_init(file.cache, 0, 1 << 32)
+    pt_init(file.folios, 0, 1 << 32)
     return file
 
 
@@ -64,7 +68,7 @@ ROOTS = [
 
 @functools.cache
 def native(replacements: tuple[Source, ...]) -> Native:
-    return Native(Program(ROOTS, [listener], [*TRANSPARENT_HUGEPAGE, *LAZYFREE, *HUGETLB, *replacements]))
+    return Native(Program(ROOTS, [listener], [*TRANSPARENT_HUGEPAGE, *LAZYFREE, *HUGETLB, *SHMEM, *replacements]))
 
 
 @functools.cache
@@ -94,7 +98,7 @@ class Model:
 
     def file(self, number: int) -> int:
         if number not in self.files:
-            self.files[number] = self.call(new_file, FILE_PAGES, mm=False)
+            self.files[number] = self.call(new_file, FILE_PAGES, int(number >= HUGE_FILES), mm=False)
         return self.files[number]
 
     def answer(self, call: Call) -> Answer:
@@ -108,7 +112,7 @@ class Model:
         if not flags & MAP_ANONYMOUS:
             which = self.file(file)
         elif flags & (MAP_SHARED | MAP_HUGETLB):
-            which, offset = self.call(new_file, size >> PAGE_SHIFT, mm=False), 0
+            which, offset = self.call(new_file, size >> PAGE_SHIFT, 0, mm=False), 0
         else:
             which = 0
         return self.call(mm_mmap, BASE + at, size, prot, flags, which, offset >> PAGE_SHIFT)

@@ -140,7 +140,8 @@ class Dense:
 
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.collapses = random.random() < 0.5  # then no 2 MiB of files are mapped: those are not modelled
+        self.collapses = random.random() < 0.5
+        self.removes = not self.collapses  # or what a child maps of files, and where, would have to be known
         self.huge = random.random() < 0.8
         self.alive = self.forks = 0
         self.program: list[Call | None] = []
@@ -170,9 +171,8 @@ class Dense:
         )
 
     def mmap(self, start: int, size: int) -> None:
-        kinds = OF_FILES if self.random.random() < 0.15 else PRIVATE_MEMORY
-        if self.collapses and kinds is OF_FILES:
-            size = min(size, PMD - PAGE)
+        of_files = [SHARED | ANONYMOUS, SHARED] if self.collapses else OF_FILES
+        kinds = of_files if self.random.random() < 0.15 else PRIVATE_MEMORY
         prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
         where = self.random.randint(0, 1), self.random.randint(0, 11) * PAGE
         self.program.append(("mmap", start, size, prot, self.random.choice(kinds), *where))
@@ -186,7 +186,7 @@ class Dense:
             case 1:
                 calls = [("read", self.address())]
             case 2:
-                advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, REMOVE, *MARKS]
+                advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, *MARKS] + [REMOVE] * self.removes
                 advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:
@@ -213,8 +213,6 @@ class Dense:
         to += self.random.choice([0, 0, 0, self.unit, PMD])
         keep = self.random.random() < 0.3
         new_size = size if keep or self.random.random() < 0.7 else self.place()[1]
-        if self.collapses:
-            new_size = min(new_size, size)
         if start < to + new_size and to < start + size:
             return None
         return "mremap", start, size, new_size, MAY_MOVE_FIXED | (DONT_UNMAP if keep else 0), to
@@ -309,3 +307,58 @@ class HugeTLB(Dense):
 
 def hugetlb(seed: int) -> list[Call]:
     return HugeTLB(Random(seed)).draw()
+
+
+class HugeFiles(Dense):
+    """Of whole blocks of files and shared memory that huge pages can map, of which parts are mapped at several places.
+
+    Where holes are made, or files mapped privately, a child ends at once: where its VMAs stand among the others, and
+    what it maps there, is not modelled.
+    """
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.collapses = random.random() < 0.8
+        self.huge = random.random() < 0.7
+        self.kinds = random.choice([[SHARED], [SHARED, PRIVATE], [SHARED, SHARED | ANONYMOUS], [PRIVATE], OF_FILES])
+        self.files = random.choice([[2], [2], [2, 3], [0, 2]])
+        self.removes = PRIVATE in self.kinds or random.random() < 0.8
+
+    def draw(self) -> list[Call]:
+        for _ in range(self.random.randint(1, 3)):
+            self.mmap(*self.place())
+        self.program.append(("mmap", 4 * PMD, 2 * PMD, READ_WRITE, self.random.choice(self.kinds), self.files[0], 0))
+        if self.huge:
+            self.program.append(("madvise", 0, 6 * PMD, HUGE))
+        for _ in range(self.random.randint(8, 40)):
+            self.call()
+        return numbered(self.program)
+
+    def place(self) -> tuple[int, int]:
+        start, size = super().place()
+        return (start & -PMD, size) if self.random.random() < 0.4 else (start, size)
+
+    def mmap(self, start: int, size: int) -> None:
+        random = self.random
+        prot = random.choice([READ_WRITE] * 5 + [READ, NONE])
+        kinds = PRIVATE_MEMORY if random.random() < 0.1 else self.kinds
+        offset = random.randint(0, 2) * PMD + start % PMD if random.random() < 0.8 else random.randint(0, 11) * PAGE
+        self.program.append(("mmap", start, size, prot, random.choice(kinds), random.choice(self.files), offset))
+
+    def call(self) -> None:
+        random, file = self.random, self.random.choice(self.files)
+        start, size = self.place()
+        match random.choices(range(3), [20, self.removes, self.removes])[0]:
+            case 0:
+                super().call()
+                if self.program[-1] == ("fork",) and self.removes:
+                    self.program.append(("ends", 0))
+                    self.alive = 0
+            case 1:
+                self.program.append(("punch", file, start, size))
+            case 2:
+                self.program.append(("truncate", file, random.choice([start + PAGE, start + size, 32 * PMD])))
+
+
+def huge_files(seed: int) -> list[Call]:
+    return HugeFiles(Random(seed)).draw()

@@ -30,6 +30,7 @@ WINDOW = 8 << 30  # each program gets a fresh one, so that no page tables are th
 FIRST_WINDOW = 1 << 40
 LAST_WINDOW = 1 << 46  # above are the process's own mappings
 FILE_BYTES = 64 << 20
+HUGE_FILES = 2  # from this number on files are where huge pages can be had
 PAGE = 4096
 ASIDE, ASIDE_SIZE = FIRST_WINDOW - (8 << 20), 4 << 20  # a mapping, the second half of which nobody touches
 
@@ -37,10 +38,13 @@ THP = Path("/sys/kernel/mm/transparent_hugepage")
 SCAN_SLEEP = THP / "khugepaged/scan_sleep_millisecs"
 ASLEEP = 1 << 31  # on top of its milliseconds: it does not wake up any more, and the old value can still be told
 # What counts in /proc/vmstat huge pages that could not be had, or were split for want of memory.
-WANTING = "thp_fault_fallback", "thp_zero_page_alloc_failed", "thp_collapse_alloc_failed", "thp_underused_split_page"
+WANTING = (
+    "thp_fault_fallback", "thp_file_fallback", "thp_zero_page_alloc_failed", "thp_collapse_alloc_failed",
+    "thp_underused_split_page",
+)  # fmt: skip
 
 NR = {"mmap": 9, "mprotect": 10, "munmap": 11, "pread": 17, "pwrite": 18, "mremap": 25, "madvise": 28, "prctl": 157,
-      "perf_event_open": 298}  # fmt: skip
+      "perf_event_open": 298, "fsopen": 430, "fsconfig": 431, "fsmount": 432}  # fmt: skip
 MAP_FIXED, MAP_ANONYMOUS = 0x10, 0x20
 TRACEPOINT = Path("/sys/kernel/tracing/events/kvm/kvm_unmap_hva_range/id")
 KVM_CREATE_VM = 0xAE01
@@ -49,10 +53,23 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 
-def syscall(name: str, *args: int) -> int:
+def syscall(name: str, *args: int | bytes) -> int:
     """A system call's result, or -errno."""
-    result = int(libc.syscall(ctypes.c_long(NR[name]), *(ctypes.c_long(a) for a in args)))
+    words = (ctypes.c_char_p(a) if isinstance(a, bytes) else ctypes.c_long(a) for a in args)
+    result = int(libc.syscall(ctypes.c_long(NR[name]), *words))
     return result if result != -1 else -ctypes.get_errno()
+
+
+def huge_directory() -> int:
+    """A tmpfs of the process's own, whose files get huge pages where a mapping asks for them (huge=advise)."""
+    context = syscall("fsopen", b"tmpfs", 1)
+    syscall("fsconfig", context, 1, b"huge", b"advise", 0)
+    syscall("fsconfig", context, 6, 0, 0, 0)
+    directory = syscall("fsmount", context, 1, 0)
+    os.close(context)
+    if directory < 0:
+        raise OSError(-directory, os.strerror(-directory), "a tmpfs with huge=advise")
+    return directory
 
 
 class HugePages:
@@ -67,7 +84,9 @@ class HugePages:
         if not self.chosen("defrag", "madvise") and not self.chosen("defrag", "always"):
             raise OSError(errno.EINVAL, "memory is not made free for huge pages", str(THP / "defrag"))
         if (THP / "use_zero_page").read_text() != "1\n" or not self.chosen("shmem_enabled", "never"):
-            raise OSError(errno.EINVAL, "no huge zero page, or huge pages of files", str(THP))
+            raise OSError(errno.EINVAL, "no huge zero page, or huge pages of files in memory everywhere", str(THP))
+        if not self.chosen("hugepages-2048kB/shmem_enabled", "inherit"):
+            raise OSError(errno.EINVAL, "a mount does not say how its files get huge pages", str(THP))
         for size in THP.glob("hugepages-*/enabled"):
             if size.parent.name != "hugepages-2048kB" and "[never]" not in size.read_text():
                 raise OSError(errno.EINVAL, "large folios of other sizes", str(size))
@@ -164,7 +183,10 @@ class Window:
 
     def file(self, number: int) -> int:
         if number not in self.files:
-            self.files[number] = os.memfd_create(f"file {number}")
+            if number < HUGE_FILES:
+                self.files[number] = os.memfd_create(f"file {number}")
+            else:
+                self.files[number] = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=HUGE_DIRECTORY)
             os.ftruncate(self.files[number], FILE_BYTES)
         return self.files[number]
 
@@ -232,7 +254,7 @@ class Window:
 
 
 def main() -> None:
-    global IN, OUT
+    global IN, OUT, HUGE_DIRECTORY
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
@@ -241,6 +263,7 @@ def main() -> None:
     IN, OUT = os.memfd_create("in"), os.memfd_create("out")
     os.pwrite(IN, b"x", 0)
     os.pwrite(OUT, b"x", 0)
+    HUGE_DIRECTORY = huge_directory()
     huge_pages = HugePages()
     try:
         serve(ring, huge_pages)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from faultpath.kernel.mm import fault, files, fork, huge, lazyfree, mmap, mprotect, mremap, pages, vma
+from faultpath.kernel.mm import fault, fork, huge, lazyfree, mmap, mprotect, mremap, pages, shmem, vma
 from faultpath.kernel.mm import hugetlb as hugetlb_mm
 from faultpath.kernel.mm.versions import LINUX_6_1, LINUX_6_12, LINUX_6_18
 from live import kernel, modelled
 from live.kernel import Answer, Call, Kernel
-from live.programs import PAGE, PMD, PUD, alive, dense, hugetlb, programs, small
+from live.programs import PAGE, PMD, PUD, alive, dense, huge_files, hugetlb, programs, small
 from mutants.engine import mutated
 
 PROGRAMS = int(os.environ.get("LIVE_PROGRAMS", "2000"))
@@ -231,6 +231,64 @@ CASES: dict[str, list[Call]] = {
         ("mprotect", 3 * PMD + PAGE, PMD - PAGE, 1), ("mremap", 2 * PMD, PMD + PAGE, PMD + PAGE, 7, 8 * PMD),
         ("write", 2 * PMD), ("madvise", 2 * PMD, PAGE, 8),
     ],
+    "MADV_COLLAPSE of a file tells who maps a page, then whose table goes": [
+        ("mmap", 0, 4 * PMD, 3, 1, 0, 0), ("mmap", PUD, 4 * PMD, 3, 1, 0, 0), ("write", 0), ("write", PUD),
+        ("mmap", 8 * PMD + PAGE, 4 * PMD, 3, 1, 0, 0), ("write", PUD + PAGE), ("write", 8 * PMD + PAGE),
+        ("madvise", 0, PMD, 25), ("read", 8 * PMD + PAGE), ("write", 9 * PMD + 5 * PAGE), ("madvise", PUD, PMD, 25),
+        ("madvise", 0, 2 * PMD, 25), ("mprotect", PAGE, PAGE, 1), ("write", 0), ("madvise", 0, PMD, 25),
+    ],
+    "MADV_COLLAPSE of a file does not take private copies": [
+        ("mmap", 0, 4 * PMD, 3, 2, 0, 0), ("write", 0), ("read", PAGE), ("mmap", PUD, 4 * PMD, 1, 2, 0, 0),
+        ("read", PUD + PAGE), ("madvise", 0, PMD, 25), ("read", PAGE), ("write", 100 * PAGE), ("madvise", 0, PMD, 4),
+        ("madvise", 0, PMD, 25), ("write", 100 * PAGE), ("write", 101 * PAGE),
+    ],
+    "MADV_COLLAPSE makes page tables for a huge page of a file": [
+        ("mmap", PUD, 4 * PMD, 3, 1, 0, 0), ("write", PUD), ("mmap", 0, 4 * PMD, 3, 1, 0, 0),
+        ("madvise", 0, 4 * PMD, 25), ("mprotect", 0, 4 * PMD, 1),
+    ],
+    "a huge page of a file is unmapped, not split": [
+        ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("write", PAGE), ("mprotect", PAGE, PAGE, 1),
+        ("write", 0), ("read", PAGE), ("madvise", 4 * PAGE, PAGE, 4), ("read", 300 * PAGE),
+        ("madvise", 0, 2 * PAGE, 20), ("write", 3 * PAGE), ("madvise", 0, PMD, 21),
+    ],
+    "a write to a private mapping of a huge page of a file unmaps it": [
+        ("mmap", 0, 4 * PMD, 3, 2, 2, 0), ("madvise", 0, 4 * PMD, 14), ("read", PAGE), ("fork", 1), ("write", PAGE),
+        ("write", 2 * PAGE), ("read", 511 * PAGE), ("write", 90 * PAGE), ("write", 90 * PAGE), ("read", PMD),
+        ("mremap", PMD, PMD, PMD, 3, 8 * PMD), ("mremap", 8 * PMD, PMD, PMD, 3, 16 * PMD + PAGE),
+        ("read", 16 * PMD + PAGE), ("write", 17 * PMD),
+    ],
+    "a hole splits a huge page of a file where it begins, then where it ends": [
+        ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("mmap", PUD, 4 * PMD, 3, 1, 2, 4 * PAGE),
+        ("write", PAGE), ("punch", 2, 8 * PAGE, 4 * PAGE), ("write", 0), ("write", 100 * PAGE),
+        ("read", PUD + 10 * PAGE), ("punch", 2, 100 * PAGE, PMD), ("write", 100 * PAGE), ("madvise", 0, PMD, 25),
+        ("read", PUD + PMD), ("truncate", 2, 100 * PAGE + 2 * PAGE), ("write", 64 * PAGE), ("write", 103 * PAGE),
+    ],
+    "a huge page of a file reaches beyond its end": [
+        ("truncate", 2, 10 * PAGE), ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("write", PAGE),
+        ("write", 11 * PAGE), ("write", PMD), ("mprotect", 5 * PAGE, PAGE, 1), ("write", 11 * PAGE), ("read", PAGE),
+        ("write", 6 * PAGE), ("truncate", 2, 40 * PAGE), ("read", 20 * PAGE), ("madvise", 0, 4 * PAGE, 20),
+        ("truncate", 2, 100 * PAGE), ("read", 6 * PAGE), ("mprotect", 0, 4 * PMD, 3), ("write", 45 * PAGE),
+        ("madvise", 45 * PAGE, PAGE, 21),
+    ],
+    "beyond a file's end nothing is left of a huge page that is split": [
+        ("truncate", 2, 10 * PAGE), ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("write", PAGE),
+        ("madvise", 0, PAGE, 20), ("truncate", 2, 100 * PAGE), ("mmap", 8 * PMD, 4 * PMD, 3, 2, 2, 0),
+        ("read", 8 * PMD + 9 * PAGE), ("write", 8 * PMD + 8 * PAGE), ("write", 8 * PMD + 12 * PAGE),
+    ],
+    "a file that is made as large as it is loses what a huge page has beyond its end": [
+        ("truncate", 2, 3 * PAGE), ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("read", 0),
+        ("truncate", 2, 3 * PAGE), ("read", 3 * PAGE), ("truncate", 2, 4 * PAGE), ("read", 3 * PAGE),
+    ],
+    "where a huge page of a file must not be, all of its pages are mapped": [
+        ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("write", PAGE), ("madvise", 0, 4 * PMD, 15),
+        ("madvise", 0, PMD, 4), ("write", 5 * PAGE), ("madvise", 0, PMD, 20), ("madvise", 0, PAGE, 20),
+    ],
+    "without swap a huge page of a file that is clean leaves the cache": [
+        ("mmap", 0, 4 * PMD, 3, 1, 2, 0), ("madvise", 0, 4 * PMD, 14), ("mmap", 8 * PMD, 4 * PMD, 3, 1, 2, 0),
+        ("read", 8 * PMD), ("madvise", 8 * PMD, PMD, 21), ("read", PAGE), ("read", 8 * PMD), ("madvise", 0, PMD, 21),
+        ("read", 8 * PMD), ("read", PAGE), ("write", PAGE), ("madvise", 0, PMD, 21), ("read", PAGE),
+        ("punch", 2, PAGE, PAGE),
+    ],
     "a page is kept from some children and not from others": [
         ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("write", 0), ("write", PAGE), ("fork", 1), ("madvise", 0, PAGE, 10),
         ("fork", 2), ("madvise", 0, PAGE, 11), ("ends", 1), ("write", 0), ("write", PAGE), ("fork", 3), ("ends", 2),
@@ -337,6 +395,10 @@ def test_random_programs_with_hugetlb_do(running: Kernel, pool: None) -> None:
     agree(running, hugetlb, PROGRAMS // 8)
 
 
+def test_random_programs_with_huge_pages_of_files_do(running: Kernel) -> None:
+    agree(running, huge_files, PROGRAMS // 4)
+
+
 def agree(running: Kernel, draw: Callable[[int], list[Call]], many: int) -> None:
     """One that does not is told with as few calls as still do not."""
     with rarely_otherwise(many) as once:
@@ -403,7 +465,17 @@ WRONG = {
     "MADV_COLLAPSE goes on": (huge.madvise_collapse, ("end and not ret:", "end:")),
     "hugetlb merges": (hugetlb_mm.never_merges, ("return vma.flags & MAP_HUGETLB", "return 0")),
     "no page table can be shared": (hugetlb_mm.could_share_pmds, ("        return 1\n", "        return 0\n")),
-    "a hole takes copies as well": (files.unmap_mapping_range, ("0 if even_cows else ANON", "0")),
+    "a hole takes copies as well": (shmem.zap_mapping, ("    if even_cows:", "    if 1:")),
+    "a huge page of a file is split in place": (huge.split_huge_pmd, ("not pt_get(mm.pt, block) & LARGE:", "0:")),
+    "tables of copies are retracted": (shmem.retract_page_tables, ("if not vma.anon_vma and", "if")),
+    "a folio is mapped around page by page": (shmem.map_cached_page, ("    if within", "    if 0 and within")),
+    "a fault maps a page of a folio": (shmem.finish_fault, ("    if within", "    if 0 and within")),
+    "a hole splits a folio once": (shmem.truncate_partial_folio, ("    if upto < index", "    if 0 and upto < index")),
+    "a folio that is split tells only who maps it": (
+        shmem.unmap_folio, ("if low < high:", "if low < high and mapped_pages(mm, file, index, pages):"),
+    ),
+    "what is beyond a file's end is in the cache": (shmem.split_folio, ("page >= file.size and", "0 and")),
+    "no file is huge where it was": (shmem.do_set_pmd, ("    block =", "    return 0\n    block =")),
     "what was let go of stays": (lazyfree.pageout_anon_page, ("    elif lazy_entry(mm, page, pte):", "    elif 0:")),
     "what was written since is discarded": (lazyfree.try_to_unmap_page, ("& REDIRTIED", "& 0")),
     "every child has a page": (pages.small_page_is_shared, (" & ~(kept_from(mm, page, pte) >> KEPT_SHIFT)", "")),

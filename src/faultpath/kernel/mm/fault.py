@@ -58,6 +58,8 @@ class File(Struct):
 
     size: int
     cache: PageTable
+    folios: PageTable  # how large are those that pages are of (shmem.py)
+    huge: int  # whether faults make huge pages of it where a mapping asks for them (tmpfs: huge=advise)
 
 
 @protocol
@@ -100,6 +102,19 @@ def do_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> None:
 
 
 @protocol
+def filemap_map_pmd(mm: Mm, vma: Vma, start: int, end: int, file: File) -> int:
+    """Whether a huge page was mapped: shmem.py's can be."""
+    return 0
+
+
+@protocol
+def map_cached_page(mm: Mm, vma: Vma, page: int) -> None:
+    """filemap_map_order0_folio(). shmem.py's may map all of a large folio."""
+    if not pt_get(mm.pt, page):
+        map_file_page(mm, vma, page)
+
+
+@protocol
 def filemap_map_pages(mm: Mm, vma: Vma, page: int, file: File) -> None:
     """do_fault_around() and filemap_map_pages(), Linux 6.1: what is in the cache around a read is mapped with it.
 
@@ -109,10 +124,12 @@ def filemap_map_pages(mm: Mm, vma: Vma, page: int, file: File) -> None:
     first = max(at & -FAULT_AROUND_PAGES, at - min(at, (page - vma.start) >> PAGE_SHIFT))
     addr = page - (at - first) * PAGE_SIZE
     end = min(page + (min(first + FAULT_AROUND_PAGES, LEAF_PAGES) - at) * PAGE_SIZE, vma.last + 1)
+    if filemap_map_pmd(mm, vma, addr, end, file):
+        return
     while addr < end:
         offset = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
-        if offset < file.size and pt_get(file.cache, offset << PAGE_SHIFT) and not pt_get(mm.pt, addr):
-            map_file_page(mm, vma, addr)
+        if offset < file.size and pt_get(file.cache, offset << PAGE_SHIFT):
+            map_cached_page(mm, vma, addr)
         addr += PAGE_SIZE
 
 
@@ -123,6 +140,18 @@ def map_file_page(mm: Mm, vma: Vma, page: int) -> None:
     if vma.flags & MAP_SHARED and vma.prot & PROT_WRITE:
         entry = entry | WRITE
     pt_cmpxchg(mm.pt, page, 0, entry)
+
+
+@protocol
+def shmem_add_folio(vma: Vma, page: int, index: int, file: File) -> None:
+    """shmem_alloc_and_add_folio(): a page comes into the cache. shmem.py's may be a huge one."""
+    pt_set(file.cache, index << PAGE_SHIFT, VALID)
+
+
+@protocol
+def finish_fault(mm: Mm, vma: Vma, page: int, write: int) -> None:
+    """finish_fault(), Linux 6.1, of what is not copied. shmem.py's may map all of a large folio."""
+    map_file_page(mm, vma, page)
 
 
 @protocol
@@ -137,7 +166,7 @@ def read_from_file(mm: Mm, vma: Vma, page: int, write: int, file: File) -> int:
         pt_alloc(mm.pt, page)  # it had got that far
         return -EFAULT
     if not pt_get(file.cache, offset << PAGE_SHIFT):
-        pt_set(file.cache, offset << PAGE_SHIFT, VALID)
+        shmem_add_folio(vma, page, offset, file)
     return 0
 
 
@@ -153,7 +182,7 @@ def do_fault(mm: Mm, vma: Vma, page: int, write: int) -> int:
     if write and vma.flags & MAP_PRIVATE:
         pt_cmpxchg(mm.pt, page, 0, new_anon_page(mm, page) | WRITE)
     else:
-        map_file_page(mm, vma, page)
+        finish_fault(mm, vma, page, write)
     return 0
 
 

@@ -33,6 +33,18 @@ def next_mapping(mm: Mm, file: int, anon_vma: int, pgoff: int, linked: int) -> V
 
 
 @protocol
+def zap_mapping(mm: Mm, start: int, end: int, even_cows: int) -> None:
+    """zap_page_range_single() inside its event. With huge pages of files, shmem.py's takes its place, as below."""
+    pt_rewrite(mm.pt, start, end, 0, 0 if even_cows else ANON, 0, 0)
+
+
+@protocol
+def shmem_truncate_range(mm: Mm, file: File, first: int, end: int) -> None:
+    """shmem_truncate_range(): pages ``[first, end)`` leave the cache."""
+    pt_clear(file.cache, first << PAGE_SHIFT, end << PAGE_SHIFT)
+
+
+@protocol
 def unmap_mapping_range(mm: Mm, file: int, first: int, end: int, even_cows: int) -> None:
     """unmap_mapping_range(), Linux 6.18: every VMA that maps pages ``[first, end)`` of a file, CLEAR of its part.
 
@@ -47,7 +59,7 @@ def unmap_mapping_range(mm: Mm, file: int, first: int, end: int, even_cows: int)
             at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
             upto = at + ((high - low) << PAGE_SHIFT)
             range = raise_start(mm, adjusted_start(vma, at, upto), adjusted_end(vma, at, upto), CLEAR, RAISES_CALLS)
-            pt_rewrite(mm.pt, at, upto, 0, 0 if even_cows else ANON, 0, 0)
+            zap_mapping(mm, at, upto, even_cows)
             raise_end(range)
         vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
     up_read(mm.i_mmap)
@@ -68,16 +80,22 @@ def mm_truncate(mm: Mm, start: int, size: int) -> None:
 def punch_hole(mm: Mm, file: File, first: int, end: int) -> int:
     """shmem_fallocate(FALLOC_FL_PUNCH_HOLE), Linux 6.18."""
     unmap_mapping_range(mm, file, first, end, 0)
-    pt_clear(file.cache, first << PAGE_SHIFT, end << PAGE_SHIFT)
+    shmem_truncate_range(mm, file, first, end)
     return 0
 
 
 @protocol
 def mm_ftruncate(mm: Mm, file: File, size: int) -> int:
-    """shmem_setattr(), Linux 6.18: a file that shrinks is unmapped beyond its new end, twice: before and after."""
-    if size < file.size:
-        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
-        pt_clear(file.cache, size << PAGE_SHIFT, file.size << PAGE_SHIFT)
-        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
+    """shmem_setattr(), Linux 6.18: a file that shrinks is unmapped beyond its new end, twice: before and after.
+
+    One that stays as it is loses what is cached beyond its end.
+    """
+    before = file.size
     file.size = size
+    if size < before:
+        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
+    if size <= before:
+        shmem_truncate_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT)
+    if size < before:
+        unmap_mapping_range(mm, file, size, ULONG_MAX >> PAGE_SHIFT, 1)
     return 0

@@ -124,13 +124,14 @@ def create_huge_pmd(mm: Mm, vma: Vma, page: int, write: int) -> int:
 def do_huge_pmd_wp_page(mm: Mm, vma: Vma, page: int, pte: int, since: int) -> int:
     """do_huge_pmd_wp_page(), Linux 6.18: the zero page gives way to a huge one (CLEAR), one's own becomes writable.
 
-    Else the PMD is split, and the fault goes on with a PTE. So did a write to the zero page before Linux 6.13.
+    Else the PMD is split, and the fault goes on with a PTE. So did a write to the zero page before Linux 6.13. One of a
+    file is (wp_huge_pmd()).
 
     :returns: whether it is done
     """
     block = page & -PMD_SIZE
     if not pte & ANON:
-        if mm.version >= LINUX_6_18:
+        if pte & ZERO and mm.version >= LINUX_6_18:
             range = raise_start(mm, block, block + PMD_SIZE, CLEAR, since)
             pt_set_huge(mm.pt, block, new_huge_page(mm, vma, block), 0)
             pt_set(mm.pt, page, pt_get(mm.pt, page) | DATA)
@@ -186,8 +187,10 @@ def shared_with_a_child(mm: Mm, page: int, pte: int) -> int:
 
 @protocol(replaces=vmas.split_huge_pmd)
 def split_huge_pmd(mm: Mm, block: int, since: int) -> None:
-    """__split_huge_pmd(), Linux 6.18: the event comes whether there is a huge page or not."""
+    """__split_huge_pmd(), Linux 6.18: the event comes whether there is a huge page or not. One of a file goes."""
     range = raise_start(mm, block, block + PMD_SIZE, CLEAR, since)
+    if pt_is_huge(mm.pt, block) and not pt_get(mm.pt, block) & LARGE:
+        pt_reclaim(mm.pt, block, block + PMD_SIZE)
     pt_split_huge(mm.pt, block)
     raise_end(range)
 
@@ -299,6 +302,11 @@ def stays_whole(mm: Mm, pte: int, advice: int) -> int:
     return pt_get(Pages(mm.pages).folios, folio_number(pte)) & LAZY
 
 
+@protocol
+def split_file_folios(mm: Mm, vma: Vma, start: int, end: int) -> None:
+    """What becomes of large folios of files: shmem.py knows some."""
+
+
 @protocol(replaces=madvise.split_folios)
 def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
     """madvise_cold_or_pageout_pte_range(), Linux 6.18: a large folio is split that is not mapped whole in the range.
@@ -314,6 +322,7 @@ def split_folios(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> None:
             if not maybe_mapped_shared(mm, page, pte) and (upto - page < PMD_SIZE or not stays_whole(mm, pte, advice)):
                 split_folio(mm, vma, page)
         page = pt_next(mm.pt, upto, end)
+    split_file_folios(mm, vma, start, end)
 
 
 @protocol(replaces=madvise.madvise_pageout)
@@ -341,14 +350,22 @@ def collapse_huge_page(mm: Mm, block: int) -> None:
     up_write(mm.mmap_lock)
 
 
+@protocol
+def madvise_collapse_file(mm: Mm, vma: Vma, start: int, end: int) -> int:
+    """madvise_collapse() of a file: shmem.py's takes its place."""
+    return -EINVAL
+
+
 @protocol(replaces=madvise.madvise_collapse)
 def madvise_collapse(mm: Mm, vma: Vma, start: int, end: int) -> int:
     """madvise_collapse(), Linux 6.18, of anonymous memory: every 2 MiB up to one that has no table (-EINVAL).
 
     mmap_lock is let go of for each.
     """
+    if vma.file:
+        return madvise_collapse_file(mm, vma, start, end)
     fits = (vma.last + 1 - PMD_SIZE) & -PMD_SIZE
-    if vma.file or vma.flags & NOHUGEPAGE or not vma.anon_vma or fits < vma.start:
+    if vma.flags & NOHUGEPAGE or not vma.anon_vma or fits < vma.start:
         return -EINVAL
     block = (start + PMD_SIZE - 1) & -PMD_SIZE
     end = end & -PMD_SIZE

@@ -106,11 +106,17 @@ def pageout_anon_page(mm: Mm, vma: Vma, page: int, pte: int) -> None:
 
 
 @protocol
+def pageout_large_folio(mm: Mm, vma: Vma, page: int) -> int:
+    """Whether a page of a file is of a large folio, with which it goes: shmem.py's can be."""
+    return 0
+
+
+@protocol
 def pageout_page(mm: Mm, vma: Vma, page: int, pte: int) -> None:
     """shrink_folio_list(), Linux 6.18, without swap: a page of a file goes that nobody else maps."""
     if pte & ANON:
         pageout_anon_page(mm, vma, page, pte)
-    elif not pte & ZERO and not mapped_elsewhere(mm, vma, page, pte):
+    elif not pte & ZERO and not pageout_large_folio(mm, vma, page) and not mapped_elsewhere(mm, vma, page, pte):
         tell_others(mm, vma, page)
         mm_reclaim(mm, page)
         remove_mapping(mm, vma, page)

@@ -105,7 +105,7 @@ def copy_page_range(mm: Mm, vma: Vma, child: int) -> None:
         if pte & LARGE == LARGE:
             number = folio_number(pte)
             pt_set(pages.given, number, pt_get(pages.given, number) | VALID | 1 << child)
-        elif not pte & LARGE and vma.file:
+        elif not pte & LARGE and vma.file and not pt_is_huge(mm.pt, page):  # copy_huge_pmd()
             give_file_page(mm, vma, page, child)
         page = pt_next(mm.pt, page + PAGE_SIZE, vma.last + 1)
     pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (NO_BIRTH << BIRTH_SHIFT if child == 1 else 0))
@@ -156,8 +156,8 @@ def file_written(vma: Vma, page: int) -> None:
     """fault_dirty_shared_page(), or what zapping a dirty PTE says of its page later on."""
     file = File(vma.file)
     at = (vma.pgoff << PAGE_SHIFT) + page - vma.start
-    if vma.flags & MAP_SHARED and at >> PAGE_SHIFT < file.size:
-        pt_set(file.cache, at, pt_get(file.cache, at) | VALID | DIRTY)
+    if vma.flags & MAP_SHARED and pt_get(file.cache, at):
+        pt_set(file.cache, at, pt_get(file.cache, at) | DIRTY)
 
 
 @protocol(replaces=madvise.remove_mapping)
