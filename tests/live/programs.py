@@ -273,7 +273,10 @@ def small(seed: int) -> list[Call]:
 
 
 class HugeTLB(Dense):
-    """Of whole blocks, of which MAP_HUGETLB's and others' lie side by side; some of GiB, of which little is there."""
+    """Of blocks, of which MAP_HUGETLB's and others' lie side by side; some of GiB, of which little is there.
+
+    In every other program calls are for whole blocks alone.
+    """
 
     unit = PMD
 
@@ -282,6 +285,7 @@ class HugeTLB(Dense):
         self.collapses = False
         self.huge = random.random() < 0.3
         self.gigabytes = random.random() < 0.3
+        self.parts = 0.4 if random.random() < 0.5 else 0.0
         self.elsewhere = 4 * PUD if self.gigabytes else SOMEWHERE_ELSE
 
     def address(self) -> int:
@@ -292,11 +296,17 @@ class HugeTLB(Dense):
         size = self.random.randint(1, 3) * PMD
         if self.gigabytes and self.random.random() < 0.5:
             size += self.random.choice([PUD, PUD, 2 * PUD]) - 2 * PMD
-        return self.address(), size
+        return self.part(self.address()), size - self.part(0)
+
+    def part(self, address: int) -> int:
+        """The address, or one inside a page there."""
+        if self.random.random() < self.parts:
+            address += self.random.choice([1, 2, 8, 511]) * PAGE
+        return address
 
     def move(self, start: int, size: int) -> Call | None:
         """Never to where a page table could be shared: there the kernel waits for itself (docs/cpu-side.md)."""
-        return super().move(start, size) if size < PUD else None
+        return super().move(start, size) if size <= PUD - PMD else None
 
     def mmap(self, start: int, size: int) -> None:
         kind = self.random.choice([PRIVATE, SHARED]) | ANONYMOUS
