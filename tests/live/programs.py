@@ -137,6 +137,7 @@ class Dense:
 
     unit = PAGE
     elsewhere = SOMEWHERE_ELSE
+    more_advice: tuple[int, ...] = ()
 
     def __init__(self, random: Random) -> None:
         self.random = random
@@ -187,7 +188,7 @@ class Dense:
                 calls = [("read", self.address())]
             case 2:
                 advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, REMOVE, *MARKS]
-                advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
+                advice += [*self.more_advice] + [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:
                 calls = [("mprotect", *where, random.choice([NONE, READ, READ, READ_WRITE, READ_WRITE]))]
@@ -270,6 +271,26 @@ class Small(Dense):
 
 def small(seed: int) -> list[Call]:
     return Small(Random(seed)).draw()
+
+
+class SwappedDense(Dense):
+    """With swap, where MADV_PAGEOUT takes most pages, and huge ones whole."""
+
+    more_advice = (PAGEOUT,) * 8
+
+
+class SwappedSmall(Small):
+    """The same of a few small pages."""
+
+    more_advice = (PAGEOUT,) * 12
+
+
+def swapped_dense(seed: int) -> list[Call]:
+    return SwappedDense(Random(seed)).draw()
+
+
+def swapped_small(seed: int) -> list[Call]:
+    return SwappedSmall(Random(seed)).draw()
 
 
 class HugeTLB(Dense):

@@ -417,8 +417,8 @@ WRONG = {
     "hugetlb can be split anywhere": (hugetlb_mm.may_split, ("        return 0\n", "        return 1\n")),
     "no page table can be shared": (hugetlb_mm.could_share_pmds, ("        return 1\n", "        return 0\n")),
     "a hole takes copies as well": (files.unmap_mapping_range, ("0 if even_cows else ANON", "0")),
-    "what was let go of stays": (lazyfree.pageout_anon_page, ("    elif lazy_entry(mm, page, pte):", "    elif 0:")),
-    "what was written since is discarded": (lazyfree.try_to_unmap_page, ("& REDIRTIED", "& 0")),
+    "what was let go of stays": (lazyfree.pageout_anon_page, ("elif swap or lazy_entry(mm, page, pte)", "elif 0")),
+    "what was written since is discarded": (lazyfree.try_to_unmap_page, ("lazy & REDIRTIED or pte & DATA", "0")),
     "every child has a page": (pages.small_page_is_shared, (" & ~(kept_from(mm, page, pte) >> KEPT_SHIFT)", "")),
 }  # fmt: skip
 

@@ -96,6 +96,12 @@ def tell_others(mm: Mm, vma: Vma, page: int) -> None:
 
 
 @protocol
+def total_swap_pages(mm: Mm) -> int:
+    """Whether there is swap: where swap.py is linked in."""
+    return 0
+
+
+@protocol
 def remove_mapping(mm: Mm, vma: Vma, page: int) -> None:
     """A page of a file that was reclaimed leaves the cache, if it can: only pages.py knows which can."""
 
