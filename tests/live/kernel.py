@@ -14,15 +14,19 @@ Answer = tuple[int, list[tuple[int, int]]]  # result or -errno, and the ranges r
 
 
 class Kernel:
-    """A tapped process that runs one program after the other."""
+    """A tapped process that runs one program after the other.
 
-    def __init__(self) -> None:
+    :param swap: where live/swap.py has made some
+    """
+
+    def __init__(self, swap: bool = False) -> None:
+        self.options = ["swap"] if swap else []
         self.process: subprocess.Popen[str] | None = None
         self.release = ""
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-E", str(Path(__file__).with_name("tapped.py"))],
+            [sys.executable, "-S", "-E", str(Path(__file__).with_name("tapped.py")), *self.options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

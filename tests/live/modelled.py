@@ -56,8 +56,7 @@ def new_file(pages: int, huge: int) -> File:
 
 @protocol
 def munmap(mm: Mm, start: int, size: int) -> int:
-    mm_munmap(mm, start, size)
-    return 0
+    return mm_munmap(mm, start, size)
 
 
 ROOTS = [

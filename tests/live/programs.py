@@ -137,11 +137,14 @@ class Dense:
 
     unit = PAGE
     elsewhere = SOMEWHERE_ELSE
+    more_advice: tuple[int, ...] = ()
+    collapses_files = True
 
     def __init__(self, random: Random) -> None:
         self.random = random
         self.collapses = random.random() < 0.5
-        self.removes = not self.collapses  # or what a child maps of files, and where, would have to be known
+        # Else what a child maps of files, and where, would have to be known.
+        self.removes = not (self.collapses and self.collapses_files)
         self.huge = random.random() < 0.8
         self.alive = self.forks = 0
         self.program: list[Call | None] = []
@@ -171,8 +174,11 @@ class Dense:
         )
 
     def mmap(self, start: int, size: int) -> None:
-        of_files = [SHARED | ANONYMOUS, SHARED] if self.collapses else OF_FILES
-        kinds = of_files if self.random.random() < 0.15 else PRIVATE_MEMORY
+        kinds = OF_FILES if self.random.random() < 0.15 else PRIVATE_MEMORY
+        if self.collapses and kinds is OF_FILES and self.collapses_files:
+            kinds = [SHARED | ANONYMOUS, SHARED]
+        elif self.collapses and kinds is OF_FILES:
+            size = min(size, PMD - PAGE)
         prot = self.random.choice([READ_WRITE] * 5 + [READ, NONE])
         where = self.random.randint(0, 1), self.random.randint(0, 11) * PAGE
         self.program.append(("mmap", start, size, prot, self.random.choice(kinds), *where))
@@ -187,7 +193,7 @@ class Dense:
                 calls = [("read", self.address())]
             case 2:
                 advice = [DONTNEED] * 4 + [FREE] * 3 + [PAGEOUT] * 2 + [COLD, *MARKS] + [REMOVE] * self.removes
-                advice += [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
+                advice += [*self.more_advice] + [HUGE] * 3 * self.huge + [COLLAPSE] * 3 * self.collapses
                 calls = [("madvise", *where, random.choice(advice))]
             case 3:
                 calls = [("mprotect", *where, random.choice([NONE, READ, READ, READ_WRITE, READ_WRITE]))]
@@ -270,8 +276,32 @@ def small(seed: int) -> list[Call]:
     return Small(Random(seed)).draw()
 
 
+class SwappedDense(Dense):
+    """With swap, where MADV_PAGEOUT takes most pages, and huge ones whole; those of files are not modelled then."""
+
+    more_advice = (PAGEOUT,) * 8
+    collapses_files = False
+
+
+class SwappedSmall(Small):
+    """The same of a few small pages."""
+
+    more_advice = (PAGEOUT,) * 12
+
+
+def swapped_dense(seed: int) -> list[Call]:
+    return SwappedDense(Random(seed)).draw()
+
+
+def swapped_small(seed: int) -> list[Call]:
+    return SwappedSmall(Random(seed)).draw()
+
+
 class HugeTLB(Dense):
-    """Of whole blocks, of which MAP_HUGETLB's and others' lie side by side; some of GiB, of which little is there."""
+    """Of blocks, of which MAP_HUGETLB's and others' lie side by side; some of GiB, of which little is there.
+
+    In every other program calls are for whole blocks alone.
+    """
 
     unit = PMD
 
@@ -280,6 +310,7 @@ class HugeTLB(Dense):
         self.collapses = False
         self.huge = random.random() < 0.3
         self.gigabytes = random.random() < 0.3
+        self.parts = 0.4 if random.random() < 0.5 else 0.0
         self.elsewhere = 4 * PUD if self.gigabytes else SOMEWHERE_ELSE
 
     def address(self) -> int:
@@ -290,11 +321,17 @@ class HugeTLB(Dense):
         size = self.random.randint(1, 3) * PMD
         if self.gigabytes and self.random.random() < 0.5:
             size += self.random.choice([PUD, PUD, 2 * PUD]) - 2 * PMD
-        return self.address(), size
+        return self.part(self.address()), size - self.part(0)
+
+    def part(self, address: int) -> int:
+        """The address, or one inside a page there."""
+        if self.random.random() < self.parts:
+            address += self.random.choice([1, 2, 8, 511]) * PAGE
+        return address
 
     def move(self, start: int, size: int) -> Call | None:
         """Never to where a page table could be shared: there the kernel waits for itself (docs/cpu-side.md)."""
-        return super().move(start, size) if size < PUD else None
+        return super().move(start, size) if size <= PUD - PMD else None
 
     def mmap(self, start: int, size: int) -> None:
         kind = self.random.choice([PRIVATE, SHARED]) | ANONYMOUS

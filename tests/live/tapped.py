@@ -1,13 +1,14 @@
 """A process that runs memory calls in windows of its own address space, and tells what the kernel raised for each.
 
-``python3 tapped.py``: a JSON array of calls a line on standard input, a JSON array of answers a line on standard
+``python3 tapped.py [swap]``: a JSON array of calls a line on standard input, a JSON array of answers a line on standard
 output. A call is ``[name, arguments...]``, addresses in bytes from the window's start; its answer is ``[result,
 [[start, end], ...]]``: what the call returned (``-errno`` if it failed) and every ``invalidate_range_start`` that met
 the window, in order. Standard library only, one thread: what the process itself does must stay out of sight.
 
 The tap is the one of ``faultpath record`` (a KVM descriptor on the address space), the tracepoint is read from a perf
 ring of the process's own. Pinned down: one processor, whose batches are emptied after each call (which page is whose
-alone depends on them), no swap, no KSM, huge pages only where a call asks for them, and khugepaged asleep.
+alone depends on them), no swap (unless it is said that there is), no KSM, huge pages only where a call asks for them,
+and khugepaged asleep.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ WANTING = (
     "thp_fault_fallback", "thp_file_fallback", "thp_zero_page_alloc_failed", "thp_collapse_alloc_failed",
     "thp_underused_split_page",
 )  # fmt: skip
+WANTING_SWAP = "thp_swpout_fallback"  # there was no place in swap for a whole one
 
 NR = {"mmap": 9, "mprotect": 10, "munmap": 11, "pread": 17, "pwrite": 18, "mremap": 25, "madvise": 28, "prctl": 157,
       "perf_event_open": 298, "fsopen": 430, "fsconfig": 431, "fsmount": 432}  # fmt: skip
@@ -75,7 +77,8 @@ def huge_directory() -> int:
 class HugePages:
     """What the kernel is free to do about huge pages is taken away from it, for as long as a tapped process runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, swap: bool) -> None:
+        self.wanting = (*WANTING, WANTING_SWAP) if swap else WANTING
         # Where the machine says "always": only where asked for, in this process (PR_SET_THP_DISABLE, Linux 6.18).
         if not self.chosen("enabled", "madvise") and (
             syscall("prctl", 41, 1, 2, 0, 0) or self.chosen("enabled", "never")
@@ -122,7 +125,7 @@ class HugePages:
     def interfered(self) -> list[bytes]:
         """What tells of huge pages that were not there when asked for, or that khugepaged made."""
         lines = os.pread(self.vmstat, 1 << 16, 0).splitlines()
-        names = tuple(f"{name} ".encode() for name in WANTING)
+        names = tuple(f"{name} ".encode() for name in self.wanting)
         return [os.pread(self.collapsed, 32, 0), *(line for line in lines if line.startswith(names))]
 
     def check(self) -> None:
@@ -253,10 +256,21 @@ class Window:
         return 0
 
 
+def no_swap() -> None:
+    """There is none, and live/swap.py makes none until this process ends."""
+    swaps = os.open("/proc/swaps", os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(swaps, fcntl.LOCK_SH)
+    if len(os.pread(swaps, PAGE, 0).splitlines()) > 1:
+        raise OSError(errno.EBUSY, "MADV_PAGEOUT is modelled without swap", "/proc/swaps")
+
+
 def main() -> None:
     global IN, OUT, HUGE_DIRECTORY
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    swap = "swap" in sys.argv
+    if not swap:
+        no_swap()
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
     ring = Ring(int(TRACEPOINT.read_text()))
@@ -264,7 +278,7 @@ def main() -> None:
     os.pwrite(IN, b"x", 0)
     os.pwrite(OUT, b"x", 0)
     HUGE_DIRECTORY = huge_directory()
-    huge_pages = HugePages()
+    huge_pages = HugePages(swap)
     try:
         serve(ring, huge_pages)
     finally:

@@ -216,6 +216,18 @@ CASES: dict[str, list[Call]] = {
         ("madvise", PUD + 4 * PMD, PMD, 4), ("write", 2 * PUD), ("madvise", 2 * PUD, PMD, 4),
         ("munmap", 2 * PUD + PMD, PMD), ("madvise", 4 * PMD, PMD, 9), ("mremap", 4 * PMD, PMD, PMD, 3, 6 * PUD),
     ],
+    "hugetlb: a part of a page cannot go, and what comes before it has gone": [
+        ("mmap", 0, 2 * PMD, 3, ANON, 0, 0), ("write", PAGE), ("write", PMD), ("mmap", 2 * PMD, 2 * PMD, 3, TLB, 0, 0),
+        ("write", 2 * PMD), ("munmap", PAGE, 2 * PMD), ("mmap", PAGE, 2 * PMD, 3, ANON, 0, 0),
+        ("mprotect", 5 * PAGE, 2 * PMD, 1), ("mremap", 0, 3 * PMD, 3 * PMD, 3, 9 * PMD + PAGE),
+        ("mremap", 9 * PMD + PAGE, PMD, PMD, 3, 2 * PMD + PAGE), ("munmap", 3 * PMD, PAGE), ("munmap", 3 * PMD, PMD),
+    ],
+    "hugetlb: of what may be a part, what is whole is taken, or a page more": [
+        ("mmap", 0, 3 * PMD + PAGE, 3, TLB ^ 3, 0, 0), ("mmap", 4 * PMD + PAGE, PMD, 3, TLB, 0, 0), ("write", 0),
+        ("write", PMD), ("write", 2 * PMD), ("madvise", 0, PMD + PAGE, 4), ("madvise", 0, PAGE, 4),
+        ("madvise", PAGE, PMD, 4), ("madvise", PAGE, 2 * PMD, 9), ("madvise", PAGE, PMD, 9), ("madvise", 0, PAGE, 10),
+        ("mremap", PMD, PAGE, PAGE, 3, 8 * PMD), ("read", 8 * PMD), ("munmap", 8 * PMD, PMD), ("munmap", 3 * PMD, PMD),
+    ],
     "a page table is moved whole, with what it has of nothing below": [
         ("mmap", 2 * PAGE, 3 * PMD, 3, ANON, 0, 0), ("madvise", 2 * PAGE, 3 * PMD, 14), ("read", PMD - PAGE),
         ("mremap", 2 * PAGE, PMD, PMD, 7, 8 * PMD + 2 * PAGE), ("mmap", 0, 2 * PAGE, 3, ANON, 0, 0),
@@ -464,6 +476,7 @@ WRONG = {
     "zeroes are pages": (huge.split_folio, ("zero, 0)", "ANON, ~(LARGE | DATA))")),
     "MADV_COLLAPSE goes on": (huge.madvise_collapse, ("end and not ret:", "end:")),
     "hugetlb merges": (hugetlb_mm.never_merges, ("return vma.flags & MAP_HUGETLB", "return 0")),
+    "hugetlb can be split anywhere": (hugetlb_mm.may_split, ("        return 0\n", "        return 1\n")),
     "no page table can be shared": (hugetlb_mm.could_share_pmds, ("        return 1\n", "        return 0\n")),
     "a hole takes copies as well": (shmem.zap_mapping, ("    if even_cows:", "    if 1:")),
     "a huge page of a file is split in place": (huge.split_huge_pmd, ("not pt_get(mm.pt, block) & LARGE:", "0:")),
@@ -476,8 +489,8 @@ WRONG = {
     ),
     "what is beyond a file's end is in the cache": (shmem.split_folio, ("page >= file.size and", "0 and")),
     "no file is huge where it was": (shmem.do_set_pmd, ("    block =", "    return 0\n    block =")),
-    "what was let go of stays": (lazyfree.pageout_anon_page, ("    elif lazy_entry(mm, page, pte):", "    elif 0:")),
-    "what was written since is discarded": (lazyfree.try_to_unmap_page, ("& REDIRTIED", "& 0")),
+    "what was let go of stays": (lazyfree.pageout_anon_page, ("elif swap or lazy_entry(mm, page, pte)", "elif 0")),
+    "what was written since is discarded": (lazyfree.try_to_unmap_page, ("lazy & REDIRTIED or pte & DATA", "0")),
     "every child has a page": (pages.small_page_is_shared, (" & ~(kept_from(mm, page, pte) >> KEPT_SHIFT)", "")),
 }  # fmt: skip
 

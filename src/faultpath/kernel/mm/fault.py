@@ -199,6 +199,11 @@ def hugetlb_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
 
 
 @protocol
+def do_swap_page(mm: Mm, vma: Vma, page: int, pte: int, write: int, since: int) -> None:
+    """Without swap there is no entry that is neither empty nor valid: swap.py's takes the place of this."""
+
+
+@protocol
 def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     """handle_mm_fault() and handle_pte_fault(), Linux 6.1, where the VMA allows the access; mmap_lock is held.
 
@@ -211,7 +216,9 @@ def handle_mm_fault(mm: Mm, vma: Vma, page: int, write: int, since: int) -> int:
     if hugetlb_fault(mm, vma, page, write, since) or huge_fault(mm, vma, page, write, since):
         return 0
     pte = pt_get(mm.pt, page)
-    if not pte & VALID:
+    if pte and not pte & VALID:
+        do_swap_page(mm, vma, page, pte, write, since)
+    elif not pte & VALID:
         if vma.file:
             return do_fault(mm, vma, page, write)
         if write:

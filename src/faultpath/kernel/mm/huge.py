@@ -15,7 +15,7 @@ from faultpath.kernel.mm import fault, madvise, mremap, pages
 from faultpath.kernel.mm import vma as vmas
 from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, NO_BIRTH, ZERO, new_anon_page
 from faultpath.kernel.mm.files import next_mapping
-from faultpath.kernel.mm.madvise import MADV_PAGEOUT, pageout_pages
+from faultpath.kernel.mm.madvise import MADV_PAGEOUT, pageout_pages, total_swap_pages
 from faultpath.kernel.mm.pages import (
     CLEAN,
     FOLIO_DIRTY,
@@ -23,8 +23,10 @@ from faultpath.kernel.mm.pages import (
     LAZY,
     REDIRTIED,
     Pages,
+    child_has_swap_entry,
     file_written,
     folio_number,
+    is_all_zeroes,
     lazy_entry,
     small_page_is_shared,
     written,
@@ -175,7 +177,7 @@ def maybe_mapped_shared(mm: Mm, page: int, pte: int) -> int:
 @protocol(replaces=fault.shared_with_a_child)
 def shared_with_a_child(mm: Mm, page: int, pte: int) -> int:
     """wp_can_reuse_anon_folio(): nor is the last page that is left of a large folio reused (Linux 6.15)."""
-    if maybe_mapped_shared(mm, page, pte):
+    if maybe_mapped_shared(mm, page, pte) or child_has_swap_entry(mm, page, pte):
         return 1
     if pte & LARGE == LARGE and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO) == 1:
         return 1
@@ -226,6 +228,7 @@ def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
     known = Pages(mm.pages)
     pt_move(known.kept, old, new, size)
     pt_move(known.lazy, old, new, size)
+    pt_move(known.swapped, old, new, size)
 
 
 @protocol
@@ -297,7 +300,7 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
 @protocol
 def stays_whole(mm: Mm, pte: int, advice: int) -> int:
     """What is mapped whole: without swap MADV_PAGEOUT splits it, unless it was let go of."""
-    if advice != MADV_PAGEOUT:
+    if advice != MADV_PAGEOUT or total_swap_pages(mm):
         return 1
     return pt_get(Pages(mm.pages).folios, folio_number(pte)) & LAZY
 
@@ -344,7 +347,12 @@ def collapse_huge_page(mm: Mm, block: int) -> None:
     down_write(mm.mmap_lock)
     vma = vma_at(mm, block)
     range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
-    pt_rewrite(mm.pt, block, block + PMD_SIZE, ANON, LARGE, LARGE | DATA, 0)
+    page = block
+    while page < block + PMD_SIZE:
+        pte = pt_get(mm.pt, page)
+        if pte & LARGE == ANON:
+            pt_set(mm.pt, page, LARGE if is_all_zeroes(mm, page, pte) else LARGE | DATA)
+        page += PAGE_SIZE
     pt_set_huge(mm.pt, block, new_huge_page(mm, vma, block), DATA)
     raise_end(range)
     up_write(mm.mmap_lock)

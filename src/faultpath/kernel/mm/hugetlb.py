@@ -1,4 +1,4 @@
-"""Memory of MAP_HUGETLB, in pages of 2 MiB: mm/hugetlb.c, Linux 6.18, where addresses and sizes are multiples of that.
+"""Memory of MAP_HUGETLB, in pages of 2 MiB: mm/hugetlb.c, Linux 6.18.
 
 What takes the place of the rest's functions in a program that has such memory. A page of it is in the page table as a
 huge one is, and never anything else. A private one is the process's own or a child's as a small one is.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from faultpath.kernel.errno import EINVAL
 from faultpath.kernel.mm import fault, madvise, mmap, mprotect, mremap
 from faultpath.kernel.mm import vma as vmas
-from faultpath.kernel.mm.fault import EXCLUSIVE, new_anon_page, shared_with_a_child
+from faultpath.kernel.mm.fault import EXCLUSIVE, File, new_anon_page, shared_with_a_child
+from faultpath.kernel.mm.files import punch_hole
 from faultpath.kernel.mm.madvise import (
     MADV_COLD,
     MADV_COLLAPSE,
@@ -32,6 +33,7 @@ from faultpath.kernel.mm.vma import (
 )
 from faultpath.kernel.mmu_notifier import Mm, Range
 from faultpath.kernel.primitives.pagetable import (
+    PAGE_SHIFT,
     VALID,
     WRITE,
     new_frame,
@@ -42,6 +44,8 @@ from faultpath.kernel.primitives.pagetable import (
 )
 from faultpath.kernel.primitives.pmd import pt_reclaim, pt_set_huge
 from faultpath.protocol.language import protocol
+
+HUGE_PAGES = PMD_SIZE >> PAGE_SHIFT
 
 
 @protocol(replaces=mmap.kind_of)
@@ -54,6 +58,30 @@ def kind_of(flags: int) -> int:
 def never_merges(vma: Vma) -> int:
     """VM_SPECIAL: hugetlbfs_file_mmap() sets VM_DONTEXPAND."""
     return vma.flags & MAP_HUGETLB
+
+
+@protocol(replaces=vmas.may_split)
+def may_split(vma: Vma, addr: int) -> int:
+    """hugetlb_vm_op_split(), Linux 6.18: not inside a page."""
+    if vma.flags & MAP_HUGETLB and addr & (PMD_SIZE - 1):
+        return 0
+    return 1
+
+
+@protocol(replaces=mmap.misplaced)
+def misplaced(start: int, flags: int) -> int:
+    """hugetlb_get_unmapped_area(), Linux 6.18: -EINVAL inside a page."""
+    if flags & MAP_HUGETLB and start & (PMD_SIZE - 1):
+        return 1
+    return 0
+
+
+@protocol(replaces=mmap.whole_size)
+def whole_size(size: int, flags: int) -> int:
+    """ksys_mmap_pgoff() and align_hugetlb(), Linux 6.18: pages are whole, the last one as well."""
+    if flags & MAP_HUGETLB:
+        return (size + PMD_SIZE - 1) & -PMD_SIZE
+    return size
 
 
 @protocol
@@ -160,10 +188,18 @@ def hugetlb_change_protection(mm: Mm, vma: Vma, start: int, end: int) -> int:
 
 @protocol(replaces=madvise.madvise_hugetlb)
 def madvise_hugetlb(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
-    """What madvise_vma_behavior(), Linux 6.18, does for hugetlb otherwise: its result, or 1 if nothing."""
+    """What madvise_vma_behavior(), Linux 6.18, does for hugetlb otherwise: its result, or 1 if nothing.
+
+    madvise_dontneed_free_valid_vma(): a part of a last page stays.
+    """
     if not vma.flags & MAP_HUGETLB:
         return 1
     if advice == MADV_DONTNEED or advice == MADV_DONTNEED_LOCKED:
+        if start & (PMD_SIZE - 1):
+            return -EINVAL
+        end = end & -PMD_SIZE
+        if start == end:
+            return 0
         range = raise_adjusted(mm, vma, start, end, CLEAR)
         pt_clear(mm.pt, start, end)
         pt_reclaim(mm.pt, start, end)
@@ -174,15 +210,25 @@ def madvise_hugetlb(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
     return 1
 
 
+@protocol(replaces=madvise.remove_pages)
+def remove_pages(mm: Mm, vma: Vma, first: int, end: int) -> None:
+    """hugetlbfs_punch_hole(), Linux 6.18: parts of pages are zeroed, whole ones go."""
+    if vma.flags & MAP_HUGETLB:
+        first = (first + HUGE_PAGES - 1) & -HUGE_PAGES
+        end = end & -HUGE_PAGES
+    if first < end:
+        punch_hole(mm, File(vma.file), first, end)
+
+
 @protocol(replaces=mremap.may_not_move)
-def may_not_move(vma: Vma, size: int, new_size: int, flags: int) -> int:
-    """check_prep_vma(), Linux 6.18: VM_DONTEXPAND."""
-    if vma.flags & MAP_HUGETLB and (new_size > size or flags & MREMAP_DONTUNMAP):
+def may_not_move(vma: Vma, old: int, size: int, new: int, new_size: int, flags: int) -> int:
+    """check_prep_vma() and align_hugetlb(), Linux 6.18: VM_DONTEXPAND, and pages are whole."""
+    if vma.flags & MAP_HUGETLB and (new_size > size or flags & MREMAP_DONTUNMAP or (old | new) & (PMD_SIZE - 1)):
         return 1
     return 0
 
 
 HUGETLB = [
-    kind_of, never_merges, adjusted_start, adjusted_end, hugetlb_split, hugetlb_fault, hugetlb_change_protection,
-    madvise_hugetlb, may_not_move,
+    kind_of, never_merges, may_split, misplaced, whole_size, adjusted_start, adjusted_end, hugetlb_split, hugetlb_fault,
+    hugetlb_change_protection, madvise_hugetlb, remove_pages, may_not_move,
 ]  # fmt: skip

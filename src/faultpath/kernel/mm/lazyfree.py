@@ -1,4 +1,4 @@
-"""MADV_FREE, and what MADV_PAGEOUT makes of it: mm/madvise.c, mm/rmap.c, Linux 6.18, without swap.
+"""MADV_FREE, and what MADV_PAGEOUT makes of it: mm/madvise.c, mm/rmap.c, Linux 6.18. With swap, swap.py does the rest.
 
 What was let go of lazily is discarded by the next reclaim, with a CLEAR, unless it has been written to since: then the
 CLEAR was for nothing, and the page is as any other again. For programs of calls alone (mm/pages.py).
@@ -10,6 +10,7 @@ from faultpath.kernel.mm import madvise
 from faultpath.kernel.mm.fault import ANON
 from faultpath.kernel.mm.files import next_mapping
 from faultpath.kernel.mm.huge import DATA, FOLIO_PAGES, SAME_FOLIO, folio_index, maybe_mapped_shared, split_folio
+from faultpath.kernel.mm.madvise import total_swap_pages
 from faultpath.kernel.mm.pages import (
     CLEAN,
     FOLIO_DIRTY,
@@ -17,13 +18,15 @@ from faultpath.kernel.mm.pages import (
     LAZY,
     REDIRTIED,
     Pages,
+    child_has_swap_entry,
     folio_number,
+    in_swap_cache,
     lazy_entry,
 )
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.vma import PMD_SIZE, Vma
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, pt_clear, pt_get, pt_next, pt_set
+from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, pt_clear, pt_get, pt_next, pt_set
 from faultpath.kernel.primitives.pmd import FRAME_BITS, pt_batch, pt_count, pt_is_huge, pt_split_huge
 from faultpath.protocol.language import protocol
 
@@ -32,11 +35,12 @@ from faultpath.protocol.language import protocol
 
 @protocol
 def let_go_of_page(mm: Mm, page: int, pte: int) -> None:
-    """folio_mark_lazyfree() of a small page; not if it is dirty itself (PG_dirty), and a child has it."""
-    if pte & DATA:
-        if maybe_mapped_shared(mm, page, pte):
+    """folio_mark_lazyfree() of a small page; not if it is dirty itself (PG_dirty) or in swap, and a child has it."""
+    if pte & DATA or in_swap_cache(mm, page, pte):
+        if maybe_mapped_shared(mm, page, pte) or child_has_swap_entry(mm, page, pte):
             return
         pt_set(mm.pt, page, pte & ~DATA)
+        pt_set(Pages(mm.pages).swapped, page, pt_get(Pages(mm.pages).swapped, page) & ~VALID)
     pt_set(Pages(mm.pages).lazy, page, CLEAN | pte & FRAME_BITS)
 
 
@@ -54,9 +58,22 @@ def let_go_of_folio(mm: Mm, page: int, pte: int) -> None:
         page += PAGE_SIZE
 
 
+@protocol
+def free_swap_entries(mm: Mm, start: int, end: int) -> None:
+    """free_swap_and_cache_nr(): what was swapped out is gone."""
+    swapped = Pages(mm.pages).swapped
+    page = pt_next(swapped, start, end)
+    while page < end:
+        pte = pt_get(mm.pt, page)
+        if pte and not pte & VALID:
+            pt_set(mm.pt, page, 0)
+        page = pt_next(swapped, page + PAGE_SIZE, end)
+
+
 @protocol(replaces=madvise.let_go_of_pages)
 def let_go_of_pages(mm: Mm, vma: Vma, start: int, end: int) -> None:
     """madvise_free_pte_range(): a large folio that is not mapped whole in the range is split, unless a child has it."""
+    free_swap_entries(mm, start, end)
     page = pt_next(mm.pt, start, end)
     while page < end:
         pte = pt_get(mm.pt, page)
@@ -79,9 +96,17 @@ def let_go_of_pages(mm: Mm, vma: Vma, start: int, end: int) -> None:
 
 
 @protocol
+def swap_out(mm: Mm, page: int, pte: int) -> None:
+    """What takes the place of a page that goes to swap: swap.py's does."""
+
+
+@protocol
 def try_to_unmap_page(mm: Mm, page: int, pte: int) -> None:
     """try_to_unmap_one() of a small page, inside its event: it goes, or is dirty."""
-    if lazy_entry(mm, page, pte) & REDIRTIED:
+    lazy = lazy_entry(mm, page, pte)
+    if not lazy:
+        swap_out(mm, page, pte)
+    elif lazy & REDIRTIED or pte & DATA:
         pt_set(Pages(mm.pages).lazy, page, 0)
         pt_set(mm.pt, page, pte | DATA)
     else:
@@ -95,7 +120,11 @@ def try_to_unmap_folio(mm: Mm, page: int, pte: int) -> None:
     number = folio_number(pte)
     end = page + PMD_SIZE
     pt_split_huge(mm.pt, page)
-    if pt_count(known.lazy, page, end, CLEAN | pte & FRAME_BITS, CLEAN | FRAME_BITS) < FOLIO_PAGES:
+    if not pt_get(known.folios, number) & LAZY:
+        while page < end:
+            swap_out(mm, page, pt_get(mm.pt, page))
+            page += PAGE_SIZE
+    elif pt_count(known.lazy, page, end, CLEAN | pte & FRAME_BITS, CLEAN | FRAME_BITS) < FOLIO_PAGES:
         pt_set(known.folios, number, pt_get(known.folios, number) & ~LAZY | FOLIO_DIRTY)
     else:
         pt_clear(mm.pt, page, end)
@@ -129,12 +158,14 @@ def try_to_unmap(mm: Mm, vma: Vma, page: int, pte: int) -> None:
 @protocol(replaces=madvise.pageout_anon_page)
 def pageout_anon_page(mm: Mm, vma: Vma, page: int, pte: int) -> None:
     """shrink_folio_list() of anonymous memory: without swap only what was let go of lazily goes."""
+    swap = total_swap_pages(mm)
     if maybe_mapped_shared(mm, page, pte):
         return
     if pte & LARGE == LARGE:
-        if pt_get(Pages(mm.pages).folios, folio_number(pte)) & LAZY:
+        whole = page & (PMD_SIZE - 1) == 0  # once: by its first page
+        if whole and (swap or pt_get(Pages(mm.pages).folios, folio_number(pte)) & LAZY):
             try_to_unmap(mm, vma, page, pte)
-    elif lazy_entry(mm, page, pte):
+    elif swap or lazy_entry(mm, page, pte):
         try_to_unmap(mm, vma, page, pte)
 
 

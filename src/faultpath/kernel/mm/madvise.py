@@ -96,6 +96,12 @@ def tell_others(mm: Mm, vma: Vma, page: int) -> None:
 
 
 @protocol
+def total_swap_pages(mm: Mm) -> int:
+    """Whether there is swap: where swap.py is linked in."""
+    return 0
+
+
+@protocol
 def remove_mapping(mm: Mm, vma: Vma, page: int) -> None:
     """A page of a file that was reclaimed leaves the cache, if it can: only pages.py knows which can."""
 
@@ -212,9 +218,15 @@ def madvise_vma(mm: Mm, vma: Vma, start: int, end: int, advice: int) -> int:
         flags = flags | MERGEABLE
     elif advice == MADV_UNMERGEABLE:
         flags = flags & ~MERGEABLE
-    if flags != vma.flags:
-        vma_modify(mm, vma, start, end, vma.prot, flags)
+    if flags != vma.flags and not vma_modify(mm, vma, start, end, vma.prot, flags):
+        return -EINVAL
     return 0
+
+
+@protocol
+def remove_pages(mm: Mm, vma: Vma, first: int, end: int) -> None:
+    """vfs_fallocate() of a file in memory; hugetlb.py's takes its place for its own."""
+    punch_hole(mm, File(vma.file), first, end)
 
 
 @protocol
@@ -230,7 +242,7 @@ def madvise_remove(mm: Mm, vma: Vma, start: int, end: int) -> int:
     if file & UNKNOWN:
         mm_truncate(mm, start, end - start)
     else:
-        punch_hole(mm, File(file), pgoff, pgoff + ((end - start) >> PAGE_SHIFT))
+        remove_pages(mm, vma, pgoff, pgoff + ((end - start) >> PAGE_SHIFT))
     down_read(mm.mmap_lock)
     return 0
 

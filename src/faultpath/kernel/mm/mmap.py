@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from faultpath.engine.world import SCRATCH
+from faultpath.kernel.errno import EINVAL
 from faultpath.kernel.mm.raising import RAISES_ALL, RELEASE, UNMAP, new_range, zap_range
 from faultpath.kernel.mm.versions import LINUX_6_12
 from faultpath.kernel.mm.vma import (
@@ -21,6 +22,7 @@ from faultpath.kernel.mm.vma import (
     add_vma,
     cut_vmas,
     drop_vmas,
+    may_split,
     next_vma,
     split_vma,
     vma_at,
@@ -47,6 +49,18 @@ def kind_of(flags: int) -> int:
 
 
 @protocol
+def misplaced(start: int, flags: int) -> int:
+    """Whether no mapping of a kind can begin there. That one of MAP_HUGETLB cannot, hugetlb.py says, as below."""
+    return 0
+
+
+@protocol
+def whole_size(size: int, flags: int) -> int:
+    """The size of a mapping of a kind that was asked for with some size."""
+    return size
+
+
+@protocol
 def map_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgoff: int) -> Vma:
     """The new VMA of a mapping call (mmap_region(), do_brk_flags()).
 
@@ -69,7 +83,7 @@ def map_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgof
 @protocol
 def mmap_unlock(mm: Mm, downgraded: int) -> None:
     """mmap_read_unlock() if the lock was downgraded, else mmap_write_unlock()."""
-    if downgraded:
+    if downgraded > 0:
         up_read(mm.mmap_lock)
     else:
         up_write(mm.mmap_lock)
@@ -96,13 +110,17 @@ def do_vmi_align_munmap(mm: Mm, start: int, end: int, downgrade: int) -> int:
     What sticks out is split off first. Until 6.7 a VMA above that may grow down under the read lock forbade the
     downgrade; it does here.
 
-    :returns: whether mmap_lock is held for reading now, which only ``downgrade`` allows
+    :returns: whether mmap_lock is held for reading now, which only ``downgrade`` allows, or -EINVAL
     """
     vma = vma_at(mm, start)
     if vma and vma.start < start:
+        if not may_split(vma, start):
+            return -EINVAL
         split_vma(mm, vma, start)
     vma = vma_at(mm, end - 1)
     if vma and vma.last >= end:
+        if not may_split(vma, end):
+            return -EINVAL
         split_vma(mm, vma, end)
     drop_vmas(mm, start, end)
     if downgrade:
@@ -119,7 +137,7 @@ def do_vmi_align_munmap(mm: Mm, start: int, end: int, downgrade: int) -> int:
 
 @protocol
 def do_vmi_munmap(mm: Mm, start: int, end: int, downgrade: int) -> int:
-    """do_vmi_munmap(), Linux 6.18: nothing is done where nothing is mapped."""
+    """do_vmi_munmap(), Linux 6.18: nothing is done where nothing is mapped; else as above."""
     vma = next_vma(mm, start)
     if not vma or vma.start >= end:
         return 0
@@ -131,19 +149,29 @@ def mm_mmap(mm: Mm, start: int, size: int, prot: int, flags: int, file: int, pgo
     """mmap_region(), Linux 6.18: whatever was at ``[start, start + size)`` (MAP_FIXED) goes first, under one lock.
 
     :param file: the File, or 0
+    :returns: 0, or -EINVAL where a part of what was there cannot go
     """
+    if misplaced(start, flags):
+        return -EINVAL
+    size = whole_size(size, flags)
     down_write(mm.mmap_lock)
-    do_vmi_munmap(mm, start, start + size, 0)
-    map_vma(mm, start, start + size, prot, flags, file, pgoff)
+    ret = do_vmi_munmap(mm, start, start + size, 0)
+    if not ret:
+        map_vma(mm, start, start + size, prot, flags, file, pgoff)
     up_write(mm.mmap_lock)
-    return 0
+    return ret
 
 
 @protocol
-def mm_munmap(mm: Mm, start: int, size: int) -> None:
-    """munmap() and __vm_munmap(), Linux 6.18: the zap runs under mmap_lock for reading (since 4.20)."""
+def mm_munmap(mm: Mm, start: int, size: int) -> int:
+    """munmap() and __vm_munmap(), Linux 6.18: the zap runs under mmap_lock for reading (since 4.20).
+
+    :returns: 0, or -EINVAL where a part of a VMA cannot go
+    """
     down_write(mm.mmap_lock)
-    mmap_unlock(mm, do_vmi_munmap(mm, start, start + size, 1))
+    ret = do_vmi_munmap(mm, start, start + size, 1)
+    mmap_unlock(mm, ret)
+    return min(ret, 0)
 
 
 @protocol

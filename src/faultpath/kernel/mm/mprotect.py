@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.errno import ENOMEM
+from faultpath.kernel.errno import EINVAL, ENOMEM
 from faultpath.kernel.mm.fault import ANON, EXCLUSIVE
 from faultpath.kernel.mm.raising import PROTECTION_VMA, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_12
@@ -62,7 +62,10 @@ def hugetlb_change_protection(mm: Mm, vma: Vma, start: int, end: int) -> int:
 
 @protocol
 def mprotect_fixup(mm: Mm, vma: Vma, start: int, end: int, prot: int) -> int:
-    """mprotect_fixup(), Linux 6.18: one VMA's part, unless it is protected like that already; where the part ends."""
+    """mprotect_fixup(), Linux 6.18: one VMA's part, unless it is protected like that already.
+
+    :returns: where the part ends, or -EINVAL
+    """
     flags = vma.flags
     if vma.prot == prot:
         return end
@@ -72,6 +75,8 @@ def mprotect_fixup(mm: Mm, vma: Vma, start: int, end: int, prot: int) -> int:
     elif flags & ACCOUNT and not vma.file and not vma.anon_vma:
         flags = flags & ~ACCOUNT
     vma = vma_modify(mm, vma, start, end, prot, flags)
+    if not vma:
+        return -EINVAL
     if not hugetlb_change_protection(mm, vma, start, end):
         change_protection(mm, vma, start, end)
     return end
@@ -87,11 +92,14 @@ def mm_mprotect(mm: Mm, start: int, size: int, prot: int) -> int:
     upto = start
     end = start + size
     down_write(mm.mmap_lock)
+    ret = 0
     vma = vma_at(mm, start)
-    while vma and upto < end:
+    while vma and upto < end and not ret:
         upto = mprotect_fixup(mm, vma, upto, min(vma.last + 1, end), prot)
+        if upto < 0:
+            ret = upto
         vma = vma_at(mm, upto)
     up_write(mm.mmap_lock)
-    if upto < end:
+    if upto < end and not ret:
         return -ENOMEM
-    return 0
+    return ret

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from faultpath.kernel.errno import EFAULT, EINVAL
-from faultpath.kernel.mm.mmap import do_vmi_align_munmap, do_vmi_munmap, mmap_unlock
+from faultpath.kernel.mm.mmap import do_vmi_align_munmap, do_vmi_munmap, mmap_unlock, whole_size
 from faultpath.kernel.mm.raising import RAISES_ALL, RAISES_CALLS, UNMAP, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_12, LINUX_6_18
 from faultpath.kernel.mm.vma import (
@@ -91,14 +91,16 @@ def remap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) 
     """mremap_to() and mremap_at(), Linux 6.18, of a part of one VMA; whether mmap_lock is held for reading now.
 
     Before a move to a given place whatever is there goes, then the tail if it shrinks. To shrink in place is a munmap()
-    with its downgrade. An old size of 0 duplicates a shared mapping.
+    with its downgrade. An old size of 0 duplicates a shared mapping. Where what is there cannot go it is -EINVAL.
     """
     downgraded = 0
     if new != old and flags & MREMAP_FIXED:
-        do_vmi_munmap(mm, new, new + new_size, 0)
-    if new_size < old_size:
+        downgraded = do_vmi_munmap(mm, new, new + new_size, 0)
+    if new_size < old_size and downgraded >= 0:
         downgraded = do_vmi_munmap(mm, old + new_size, old + old_size, new == old)
         old_size = new_size
+    if downgraded < 0:
+        return downgraded
     vma = vma_at(mm, old)
     if new != old:
         move_vma(mm, vma, old, old_size, new, new_size, flags)
@@ -108,7 +110,7 @@ def remap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) 
 
 
 @protocol
-def may_not_move(vma: Vma, size: int, new_size: int, flags: int) -> int:
+def may_not_move(vma: Vma, old: int, size: int, new: int, new_size: int, flags: int) -> int:
     """check_prep_vma(): whether a VMA may neither grow nor leave anything; that hugetlb may not, hugetlb.py says."""
     return 0
 
@@ -120,7 +122,7 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: i
     What only moves, to a given place, goes VMA by VMA since 6.17, gaps included (remap_move()).
 
     :param new: where it is afterwards
-    :returns: 0, or -EFAULT where nothing is mapped, or the part of more than one VMA is not just moved
+    :returns: 0, or -EFAULT where nothing is mapped, or the part of more than one VMA is not just moved; -EINVAL
     """
     ret = 0
     downgraded = 0
@@ -131,22 +133,28 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: i
     end = old + max(old_size, 1)
     down_write(mm.mmap_lock)
     vma = vma_at(mm, old)
+    if vma and not vma_by_vma:
+        old_size = whole_size(old_size, vma.flags)
+        new_size = whole_size(new_size, vma.flags)
     if not vma or (not vma_by_vma and old + min(old_size, new_size) > vma.last + 1):
         ret = -EFAULT
         at = end
-        if vma and may_not_move(vma, old_size, new_size, flags):
+        if vma and may_not_move(vma, old, old_size, new, new_size, flags):
             ret = -EINVAL
     while at < end and vma and vma.start < end:
         at = max(at, vma.start)
         part = old_size
         to_size = new_size
         if vma_by_vma:
-            part = min(vma.last + 1, end) - at
+            part = whole_size(min(vma.last + 1, end) - at, vma.flags)
             to_size = part
-        if may_not_move(vma, part, to_size, flags):
+        if may_not_move(vma, at, part, new + (at - old), to_size, flags):
             ret = -EINVAL
             break
         downgraded = remap(mm, at, part, new + (at - old), to_size, flags)
+        if downgraded < 0:
+            ret = downgraded
+            break
         at += max(part, 1)
         vma = next_vma(mm, at)
     mmap_unlock(mm, downgraded)

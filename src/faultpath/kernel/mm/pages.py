@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from faultpath.kernel.mm import fork, madvise
 from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, NO_BIRTH, ZERO, File, shared_with_a_child
+from faultpath.kernel.mm.madvise import total_swap_pages
 from faultpath.kernel.mm.vma import MAP_SHARED, PMD_SIZE, Vma
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
 from faultpath.kernel.primitives.heap import on_stack
@@ -24,7 +25,7 @@ from faultpath.kernel.primitives.pagetable import (
     pt_next,
     pt_set,
 )
-from faultpath.kernel.primitives.pmd import FRAME_BITS, pt_is_huge
+from faultpath.kernel.primitives.pmd import FRAME_BITS, pt_is_huge, pt_rewrite
 from faultpath.protocol.language import protocol
 from faultpath.protocol.struct import PageTable, Struct
 
@@ -35,6 +36,7 @@ FOLIO_DIRTY = 1 << 12
 # Of an entry in Pages.lazy: not written since it was let go of; a small page that was. A large folio's then has none.
 CLEAN = VALID
 REDIRTIED = 1 << 8
+ZEROES = WRITE  # of an entry in Pages.swapped: the page was of a large folio, and nobody has ever written to it
 DIRTY = WRITE  # of an entry in File.cache: it was written to through a shared mapping
 
 KEPT_SHIFT = 8  # of an entry in Pages.kept: seven children, from the first fork on
@@ -48,6 +50,7 @@ class Pages(Struct):
     given: PageTable  # which children map a part of them
     kept: PageTable  # from which children an anonymous page was kept that its birth gives it to (MADV_DONTFORK)
     lazy: PageTable  # what was let go of lazily (mm/lazyfree.py)
+    swapped: PageTable  # which children have the swap entry of a page that was swapped out, back or not (mm/swap.py)
     generation: int  # how often all children had gone when one was made
 
 
@@ -59,6 +62,7 @@ def mm_init_pages(mm: Mm) -> None:
     pt_init(pages.given, 0, folio_number(FRAME_BITS) + PAGE_SIZE)
     pt_init(pages.kept, 0, mm.task_size)
     pt_init(pages.lazy, 0, mm.task_size)
+    pt_init(pages.swapped, 0, mm.task_size)
     mm.pages = pages
 
 
@@ -79,6 +83,7 @@ def all_children_are_gone(mm: Mm) -> None:
     pages.generation += 1
     pt_clear(pages.given, 0, ULONG_MAX)
     pt_clear(pages.kept, 0, ULONG_MAX)
+    pt_rewrite(pages.swapped, 0, mm.task_size, 0, 0, 0, VALID | ZEROES | FRAME_BITS)
 
 
 @protocol
@@ -95,6 +100,51 @@ def give_file_page(mm: Mm, vma: Vma, page: int, child: int) -> None:
     pt_set(file.cache, at, entry)
 
 
+@protocol
+def give_swap_entries(mm: Mm, start: int, end: int, child: int) -> None:
+    """copy_nonpresent_pte(): a child has from now on what the mm has of pages that were swapped out."""
+    swapped = Pages(mm.pages).swapped
+    page = pt_next(swapped, start, end)
+    while page < end:
+        pte = pt_get(mm.pt, page)
+        if pte and not pte & VALID and child <= MOST_KEPT:
+            pt_set(swapped, page, pt_get(swapped, page) | 1 << (KEPT_SHIFT + child))
+        page = pt_next(swapped, page + PAGE_SIZE, end)
+
+
+@protocol
+def holders(mm: Mm, page: int, pte: int) -> int:
+    """Which children have had the swap entry that a page has, or came from, in the upper byte."""
+    swapped = pt_get(Pages(mm.pages).swapped, page)
+    if (swapped ^ pte) & FRAME_BITS:
+        return 0
+    return swapped >> KEPT_SHIFT << KEPT_SHIFT
+
+
+@protocol
+def is_all_zeroes(mm: Mm, page: int, pte: int) -> int:
+    """Whether a page that was swapped out once, or its swap entry, is: ZEROES or 0."""
+    swapped = pt_get(Pages(mm.pages).swapped, page)
+    if (swapped ^ pte) & FRAME_BITS:
+        return 0
+    return swapped & ZEROES
+
+
+@protocol
+def child_has_swap_entry(mm: Mm, page: int, pte: int) -> int:
+    """Whether a child that lives still has it (__swap_count() > 1, folio_swapped())."""
+    return (holders(mm, page, pte) >> KEPT_SHIFT) & mm.children != 0
+
+
+@protocol
+def in_swap_cache(mm: Mm, page: int, pte: int) -> int:
+    """folio_test_swapcache(): it has come back from an entry that was not the mm's alone, and not been written."""
+    swapped = pt_get(Pages(mm.pages).swapped, page)
+    if (swapped ^ pte) & FRAME_BITS:
+        return 0
+    return swapped & VALID
+
+
 @protocol(replaces=fork.copy_page_range)
 def copy_page_range(mm: Mm, vma: Vma, child: int) -> None:
     """copy_page_range() inside its event, page by page."""
@@ -108,6 +158,7 @@ def copy_page_range(mm: Mm, vma: Vma, child: int) -> None:
         elif not pte & LARGE and vma.file and not pt_is_huge(mm.pt, page):  # copy_huge_pmd()
             give_file_page(mm, vma, page, child)
         page = pt_next(mm.pt, page + PAGE_SIZE, vma.last + 1)
+    give_swap_entries(mm, vma.start, vma.last + 1, child)
     pt_fork(mm.pt, vma.start, vma.last + 1, EXCLUSIVE | (NO_BIRTH << BIRTH_SHIFT if child == 1 else 0))
 
 
@@ -162,10 +213,13 @@ def file_written(vma: Vma, page: int) -> None:
 
 @protocol(replaces=madvise.remove_mapping)
 def remove_mapping(mm: Mm, vma: Vma, page: int) -> None:
-    """__remove_mapping(), Linux 6.18: without swap a page of a file in memory leaves the cache only if it is clean."""
+    """__remove_mapping(), Linux 6.18: without swap a page of a file in memory leaves the cache only if it is clean.
+
+    With swap it goes there (shmem_writeout()), and is dirty when it comes back.
+    """
     file = File(vma.file)
     at = (vma.pgoff << PAGE_SHIFT) + page - vma.start
-    if not pt_get(file.cache, at) & DIRTY:
+    if total_swap_pages(mm) or not pt_get(file.cache, at) & DIRTY:
         pt_set(file.cache, at, 0)
 
 
@@ -184,6 +238,9 @@ def lazy_entry(mm: Mm, page: int, pte: int) -> int:
 @protocol
 def written(mm: Mm, page: int, pte: int) -> None:
     """The entry that maps a page becomes dirty, be it a PTE or a huge PMD."""
+    if not pte & VALID:
+        return
+    pt_set(Pages(mm.pages).swapped, page, 0)
     if not lazy_entry(mm, page, pte):
         return
     known = Pages(mm.pages)

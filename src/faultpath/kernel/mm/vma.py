@@ -213,6 +213,12 @@ def hugetlb_split(mm: Mm, vma: Vma, addr: int) -> None:
     """A boundary will be inside a VMA: nothing more."""
 
 
+@protocol
+def may_split(vma: Vma, addr: int) -> int:
+    """vm_ops->may_split(): whether a boundary can be inside a VMA."""
+    return 1
+
+
 # --- boundaries that move
 
 
@@ -316,6 +322,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
     """vma_modify(): ``[start, end)`` of a VMA gets other protection and flags; the VMA that covers it afterwards.
 
     First vma_merge_existing_range(): the part goes to a neighbour that is alike. Else what sticks out is split off.
+    Where it cannot be there is none (-EINVAL), and what was split off before remains so.
     """
     if start == vma.start and end == vma.last + 1:
         vma.prot = prot
@@ -342,8 +349,12 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
             resize_vma(mm, right, start, right.last)
             return right
     if start > vma.start:
+        if not may_split(vma, start):
+            return NULL
         vma = split_vma(mm, vma, start)
     if end <= vma.last:
+        if not may_split(vma, end):
+            return NULL
         split_vma(mm, vma, end)
     vma.prot = prot
     vma.flags = flags
