@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -68,4 +69,8 @@ def missing() -> str:
     for path in ("/dev/kvm", "/sys/kernel/tracing/events/kvm/kvm_unmap_hva_range/id"):
         if not os.access(path, os.R_OK):
             return f"{path} cannot be opened"
+    with open("/proc/swaps") as swaps:
+        fcntl.flock(swaps, fcntl.LOCK_SH)  # live/swap.py has made none then
+        if len(swaps.readlines()) > 1:
+            return "there is swap (/proc/swaps), which changes what MADV_PAGEOUT does: swapoff -a"
     return ""
