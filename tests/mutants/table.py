@@ -960,8 +960,8 @@ CPU_SIDE = [
         "the write lock given up that had been downgraded",
         mmap.mm_munmap,
         (
-            "    mmap_unlock(mm, do_vmi_munmap(mm, start, start + size, 1))\n",
-            "    do_vmi_munmap(mm, start, start + size, 1)\n    up_write(mm.mmap_lock)\n",
+            "    mmap_unlock(mm, ret)\n",
+            "    up_write(mm.mmap_lock)\n",
         ),
         at="fault-vs-munmap",
         breaks="locks",
