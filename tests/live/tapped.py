@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WINDOW = 8 << 30  # each program gets a fresh one, so that no page tables are there
+WINDOW = 16 << 30  # each program gets a fresh one, so that no page tables are there; programs stay below that
 FIRST_WINDOW = 1 << 40
 LAST_WINDOW = 1 << 46  # above are the process's own mappings
 FILE_BYTES = 64 << 20

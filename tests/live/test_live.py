@@ -19,6 +19,7 @@ from faultpath.kernel.mm.versions import LINUX_6_1, LINUX_6_12, LINUX_6_18
 from live import kernel, modelled
 from live.kernel import Answer, Call, Kernel
 from live.programs import PAGE, PMD, PUD, alive, dense, huge_files, hugetlb, programs, small
+from live.tapped import WINDOW
 from mutants.engine import mutated
 
 PROGRAMS = int(os.environ.get("LIVE_PROGRAMS", "2000"))
@@ -457,6 +458,14 @@ def smallest(program: list[Call], fails: Callable[[list[Call]], bool]) -> list[C
             else:
                 at += part
     return program
+
+
+@pytest.mark.parametrize("draw", [dense, small, hugetlb, huge_files])
+def test_programs_stay_in_their_window(draw: Callable[[int], list[Call]]) -> None:
+    """What reached beyond it was still there when the next one began, and was answered otherwise only then."""
+    ends = {"mmap": lambda start, size, *_: start + size, "mremap": lambda start, old, size, flags, to: to + size}
+    reach = [ends[str(name)](*args) for seed in range(2000) for name, *args in draw(seed) if name in ends]
+    assert max(reach) <= WINDOW
 
 
 # Changes that must not go unnoticed: a function, what stands in it, and what does instead.
