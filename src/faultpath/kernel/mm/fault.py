@@ -21,6 +21,7 @@ from faultpath.kernel.mm.vma import (
     UNKNOWN,
     Vma,
     anon_vma_prepare,
+    linear_page_index,
     next_vma,
     resize_vma,
 )
@@ -127,7 +128,7 @@ def filemap_map_pages(mm: Mm, vma: Vma, page: int, file: File) -> None:
     if filemap_map_pmd(mm, vma, addr, end, file):
         return
     while addr < end:
-        offset = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
+        offset = linear_page_index(vma, addr)
         if offset < file.size and pt_get(file.cache, offset << PAGE_SHIFT):
             map_cached_page(mm, vma, addr)
         addr += PAGE_SIZE
@@ -157,7 +158,7 @@ def finish_fault(mm: Mm, vma: Vma, page: int, write: int) -> None:
 @protocol
 def read_from_file(mm: Mm, vma: Vma, page: int, write: int, file: File) -> int:
     """do_fault_around() and __do_fault(): the page is in the cache afterwards; -EFAULT beyond the file's end."""
-    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    offset = linear_page_index(vma, page)
     if not write:
         filemap_map_pages(mm, vma, page, file)
         if pt_get(mm.pt, page):

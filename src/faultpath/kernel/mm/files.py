@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faultpath.kernel.mm.fault import ANON, File
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
-from faultpath.kernel.mm.vma import Vma, adjusted_end, adjusted_start, next_vma
+from faultpath.kernel.mm.vma import Vma, adjusted_end, adjusted_start, linear_page_index, next_vma, vma_address
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
 from faultpath.kernel.primitives.locks import down_read, up_read
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_clear
@@ -54,9 +54,9 @@ def unmap_mapping_range(mm: Mm, file: int, first: int, end: int, even_cows: int)
     vma = next_mapping(mm, file, 0, -1, 0)
     while vma:
         low = max(first, vma.pgoff)
-        high = min(end, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
+        high = min(end, linear_page_index(vma, vma.last + 1))
         if low < high:
-            at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
+            at = vma_address(vma, low)
             upto = at + ((high - low) << PAGE_SHIFT)
             range = raise_start(mm, adjusted_start(vma, at, upto), adjusted_end(vma, at, upto), CLEAR, RAISES_CALLS)
             zap_mapping(mm, at, upto, even_cows)

@@ -33,7 +33,16 @@ from faultpath.kernel.mm.pages import (
 )
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.versions import LINUX_6_18
-from faultpath.kernel.mm.vma import HUGEPAGE, NOHUGEPAGE, PMD_SIZE, Vma, anon_vma_prepare, vma_at
+from faultpath.kernel.mm.vma import (
+    HUGEPAGE,
+    NOHUGEPAGE,
+    PMD_SIZE,
+    Vma,
+    anon_vma_prepare,
+    linear_page_index,
+    vma_address,
+    vma_at,
+)
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import (
@@ -98,7 +107,7 @@ def mm_split_huge(mm: Mm, start: int, size: int) -> None:
 def new_huge_page(mm: Mm, vma: Vma, block: int) -> int:
     """The entry of a new huge page's pages (map_anon_folio_pmd()): writable if the VMA is."""
     entry = new_anon_page(mm, block) | LARGE
-    index = vma.pgoff + ((block - vma.start) >> PAGE_SHIFT)
+    index = linear_page_index(vma, block)
     known = Pages(mm.pages)
     pt_set(known.folios, folio_number(entry), VALID | (index & (FOLIO_PAGES - 1)) << FRAME_SHIFT)
     pt_set(known.given, folio_number(entry), 0)
@@ -234,7 +243,7 @@ def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
 @protocol
 def folio_index(mm: Mm, vma: Vma, page: int, pte: int) -> int:
     """The index of a large folio's first page: not at a multiple of 2 MiB if its VMA had been moved when it came."""
-    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    index = linear_page_index(vma, page)
     begins = pt_get(Pages(mm.pages).folios, folio_number(pte)) >> FRAME_SHIFT
     return index - ((index - begins) & (FOLIO_PAGES - 1))
 
@@ -282,9 +291,9 @@ def split_folio(mm: Mm, vma: Vma, page: int) -> None:
     vma = next_mapping(mm, 0, anon_vma, -1, 0)
     while vma and pt_count(mm.pt, 0, mm.task_size, pte, SAME_FOLIO):
         low = max(index, vma.pgoff)
-        high = min(index + FOLIO_PAGES, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
+        high = min(index + FOLIO_PAGES, linear_page_index(vma, vma.last + 1))
         if low < high:
-            start = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
+            start = vma_address(vma, low)
             end = start + ((high - low) << PAGE_SHIFT)
             range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
             if (pt_get(mm.pt, start) ^ pte) & SAME_FOLIO == 0:

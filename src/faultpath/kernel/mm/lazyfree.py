@@ -24,7 +24,7 @@ from faultpath.kernel.mm.pages import (
     lazy_entry,
 )
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
-from faultpath.kernel.mm.vma import PMD_SIZE, Vma
+from faultpath.kernel.mm.vma import PMD_SIZE, Vma, linear_page_index, vma_address
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, pt_clear, pt_get, pt_next, pt_set
 from faultpath.kernel.primitives.pmd import FRAME_BITS, pt_batch, pt_count, pt_is_huge, pt_split_huge
@@ -133,7 +133,7 @@ def try_to_unmap_folio(mm: Mm, page: int, pte: int) -> None:
 @protocol
 def try_to_unmap(mm: Mm, vma: Vma, page: int, pte: int) -> None:
     """try_to_unmap() and rmap_walk_anon(): CLEAR from every VMA that might map a part, up to the one that does."""
-    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    index = linear_page_index(vma, page)
     pages = 1
     if pte & LARGE == LARGE:
         index = folio_index(mm, vma, page, pte)
@@ -141,9 +141,9 @@ def try_to_unmap(mm: Mm, vma: Vma, page: int, pte: int) -> None:
     other = next_mapping(mm, 0, vma.anon_vma, -1, 0)
     while other:
         low = max(index, other.pgoff)
-        high = min(index + pages, other.pgoff + ((other.last + 1 - other.start) >> PAGE_SHIFT))
+        high = min(index + pages, linear_page_index(other, other.last + 1))
         if low < high:
-            start = other.start + ((low - other.pgoff) << PAGE_SHIFT)
+            start = vma_address(other, low)
             range = raise_start(mm, start, start + ((high - low) << PAGE_SHIFT), CLEAR, RAISES_CALLS)
             if other == vma and pages == 1:
                 try_to_unmap_page(mm, page, pte)

@@ -19,7 +19,9 @@ from faultpath.kernel.mm.vma import (
     UNKNOWN,
     WIPEONFORK,
     Vma,
+    linear_page_index,
     next_vma,
+    vma_address,
     vma_modify,
 )
 from faultpath.kernel.mmu_notifier import Mm
@@ -49,10 +51,10 @@ MADV_COLLAPSE = 25
 @protocol
 def mapped_in_i_mmap(mm: Mm, vma: Vma, page: int) -> int:
     """Whether a page of a known file is mapped at another place."""
-    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    offset = linear_page_index(vma, page)
     other = next_mapping(mm, vma.file, 0, -1, 0)
     while other:
-        at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
+        at = vma_address(other, offset)
         if at >= other.start and at <= other.last and at != page:
             entry = pt_get(mm.pt, at)
             if entry & VALID and not entry & ANON:
@@ -84,10 +86,10 @@ def tell_others(mm: Mm, vma: Vma, page: int) -> None:
     """rmap_walk_file(): on the way to the place that maps a file's page, CLEAR where it might be mapped as well."""
     if vma.file & UNKNOWN:
         return
-    offset = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    offset = linear_page_index(vma, page)
     other = next_mapping(mm, vma.file, 0, -1, 0)
     while other:
-        at = other.start + ((offset - other.pgoff) << PAGE_SHIFT)
+        at = vma_address(other, offset)
         if at >= other.start and at <= other.last:
             if at == page:
                 return
@@ -236,7 +238,7 @@ def madvise_remove(mm: Mm, vma: Vma, start: int, end: int) -> int:
         return -EINVAL
     if not vma.flags & MAP_SHARED or (mm.version < LINUX_6_12 and not vma.prot & PROT_WRITE):
         return -EACCES  # since 6.7 it need only be allowed to be writable
-    pgoff = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
+    pgoff = linear_page_index(vma, start)
     file = vma.file
     up_read(mm.mmap_lock)
     if file & UNKNOWN:

@@ -14,6 +14,7 @@ from faultpath.kernel.mm.vma import (
     adjusted_end,
     adjusted_start,
     alike,
+    linear_page_index,
     next_vma,
     resize_vma,
     share_anon_vma,
@@ -60,7 +61,7 @@ def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int,
 
     The new VMA comes first, and may merge with what remains of the old one (copy_vma()).
     """
-    pgoff = vma.pgoff + ((old - vma.start) >> PAGE_SHIFT)
+    pgoff = linear_page_index(vma, old)
     if not vma.file and not vma.anon_vma:
         pgoff = new >> PAGE_SHIFT
     add_vma(mm, new, new + new_size, vma.prot, vma.flags, vma.file, pgoff, vma.anon_vma)

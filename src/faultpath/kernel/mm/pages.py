@@ -9,7 +9,7 @@ from __future__ import annotations
 from faultpath.kernel.mm import fork, madvise
 from faultpath.kernel.mm.fault import ANON, BIRTH_SHIFT, EXCLUSIVE, NO_BIRTH, ZERO, File, shared_with_a_child
 from faultpath.kernel.mm.madvise import total_swap_pages
-from faultpath.kernel.mm.vma import MAP_SHARED, PMD_SIZE, Vma
+from faultpath.kernel.mm.vma import MAP_SHARED, PMD_SIZE, Vma, linear_page_index
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
 from faultpath.kernel.primitives.heap import on_stack
 from faultpath.kernel.primitives.pagetable import (
@@ -90,7 +90,7 @@ def all_children_are_gone(mm: Mm) -> None:
 def give_file_page(mm: Mm, vma: Vma, page: int, child: int) -> None:
     """A child maps a page of a file from now on: its entry in the cache says so."""
     file = File(vma.file)
-    at = (vma.pgoff << PAGE_SHIFT) + page - vma.start
+    at = linear_page_index(vma, page) << PAGE_SHIFT
     mine = VALID | (Pages(mm.pages).generation << FRAME_SHIFT & FRAME_BITS)
     entry = pt_get(file.cache, at)
     if entry & (VALID | FRAME_BITS) != mine:
@@ -113,21 +113,24 @@ def give_swap_entries(mm: Mm, start: int, end: int, child: int) -> None:
 
 
 @protocol
+def known_of(table: PageTable, page: int, pte: int) -> int:
+    """What one of the tables above has of the page at an address, if it is still that page (its frame's number)."""
+    known = pt_get(table, page)
+    if (known ^ pte) & FRAME_BITS:
+        return 0
+    return known
+
+
+@protocol
 def holders(mm: Mm, page: int, pte: int) -> int:
     """Which children have had the swap entry that a page has, or came from, in the upper byte."""
-    swapped = pt_get(Pages(mm.pages).swapped, page)
-    if (swapped ^ pte) & FRAME_BITS:
-        return 0
-    return swapped >> KEPT_SHIFT << KEPT_SHIFT
+    return known_of(Pages(mm.pages).swapped, page, pte) >> KEPT_SHIFT << KEPT_SHIFT
 
 
 @protocol
 def is_all_zeroes(mm: Mm, page: int, pte: int) -> int:
     """Whether a page that was swapped out once, or its swap entry, is: ZEROES or 0."""
-    swapped = pt_get(Pages(mm.pages).swapped, page)
-    if (swapped ^ pte) & FRAME_BITS:
-        return 0
-    return swapped & ZEROES
+    return known_of(Pages(mm.pages).swapped, page, pte) & ZEROES
 
 
 @protocol
@@ -139,10 +142,7 @@ def child_has_swap_entry(mm: Mm, page: int, pte: int) -> int:
 @protocol
 def in_swap_cache(mm: Mm, page: int, pte: int) -> int:
     """folio_test_swapcache(): it has come back from an entry that was not the mm's alone, and not been written."""
-    swapped = pt_get(Pages(mm.pages).swapped, page)
-    if (swapped ^ pte) & FRAME_BITS:
-        return 0
-    return swapped & VALID
+    return known_of(Pages(mm.pages).swapped, page, pte) & VALID
 
 
 @protocol(replaces=fork.copy_page_range)
@@ -177,10 +177,7 @@ def keep_from_child(mm: Mm, page: int, pte: int, child: int) -> None:
 @protocol
 def kept_from(mm: Mm, page: int, pte: int) -> int:
     """From which children a page was kept that are younger than it, in the upper byte."""
-    kept = pt_get(Pages(mm.pages).kept, page)
-    if (kept ^ pte) & FRAME_BITS:
-        return 0
-    return kept >> KEPT_SHIFT << KEPT_SHIFT
+    return known_of(Pages(mm.pages).kept, page, pte) >> KEPT_SHIFT << KEPT_SHIFT
 
 
 @protocol
@@ -193,7 +190,7 @@ def small_page_is_shared(mm: Mm, page: int, pte: int) -> int:
 @protocol(replaces=madvise.child_maps_file)
 def child_maps_file(mm: Mm, vma: Vma, page: int, pte: int) -> int:
     """Whether a child that lives maps a page of a known file, from wherever it got it."""
-    entry = pt_get(File(vma.file).cache, (vma.pgoff << PAGE_SHIFT) + page - vma.start)
+    entry = pt_get(File(vma.file).cache, linear_page_index(vma, page) << PAGE_SHIFT)
     if (entry >> FRAME_SHIFT ^ Pages(mm.pages).generation) & (FRAME_BITS >> FRAME_SHIFT):
         return 0
     return entry >> KEPT_SHIFT & mm.children != 0
@@ -206,7 +203,7 @@ def child_maps_file(mm: Mm, vma: Vma, page: int, pte: int) -> int:
 def file_written(vma: Vma, page: int) -> None:
     """fault_dirty_shared_page(), or what zapping a dirty PTE says of its page later on."""
     file = File(vma.file)
-    at = (vma.pgoff << PAGE_SHIFT) + page - vma.start
+    at = linear_page_index(vma, page) << PAGE_SHIFT
     if vma.flags & MAP_SHARED and pt_get(file.cache, at):
         pt_set(file.cache, at, pt_get(file.cache, at) | DIRTY)
 
@@ -218,7 +215,7 @@ def remove_mapping(mm: Mm, vma: Vma, page: int) -> None:
     With swap it goes there (shmem_writeout()), and is dirty when it comes back.
     """
     file = File(vma.file)
-    at = (vma.pgoff << PAGE_SHIFT) + page - vma.start
+    at = linear_page_index(vma, page) << PAGE_SHIFT
     if total_swap_pages(mm) or not pt_get(file.cache, at) & DIRTY:
         pt_set(file.cache, at, 0)
 
@@ -229,10 +226,7 @@ def remove_mapping(mm: Mm, vma: Vma, page: int) -> None:
 @protocol
 def lazy_entry(mm: Mm, page: int, pte: int) -> int:
     """What is known of the page at an address that was let go of, if it is still that one; else 0."""
-    lazy = pt_get(Pages(mm.pages).lazy, page)
-    if (lazy ^ pte) & FRAME_BITS:
-        return 0
-    return lazy
+    return known_of(Pages(mm.pages).lazy, page, pte)
 
 
 @protocol

@@ -23,6 +23,7 @@ from faultpath.kernel.mm.vma import (
     Vma,
     add_vma,
     cut_vmas,
+    linear_page_index,
     next_vma,
     resize_vma,
     vma_at,
@@ -91,7 +92,7 @@ def recorded_mmap(mm: Mm, start: int, size: int, prot: int, flags: int) -> None:
     vma = vma_at(mm, start)
     if flags & MAP_FIXED and not flags & MAP_ANONYMOUS and vma and vma.file:
         file = vma.file
-        pgoff = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
+        pgoff = linear_page_index(vma, start)
     mm_mmap(mm, start, size, prot, flags, file, pgoff)
 
 

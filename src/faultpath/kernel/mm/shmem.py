@@ -17,7 +17,17 @@ from faultpath.kernel.mm.files import next_mapping
 from faultpath.kernel.mm.huge import split_huge_pmds
 from faultpath.kernel.mm.pages import DIRTY, file_written
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
-from faultpath.kernel.mm.vma import HUGEPAGE, MAP_SHARED, NOHUGEPAGE, PMD_SIZE, PROT_WRITE, Vma, vma_at
+from faultpath.kernel.mm.vma import (
+    HUGEPAGE,
+    MAP_SHARED,
+    NOHUGEPAGE,
+    PMD_SIZE,
+    PROT_WRITE,
+    Vma,
+    linear_page_index,
+    vma_address,
+    vma_at,
+)
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_read, up_read
 from faultpath.kernel.primitives.pagetable import (
@@ -103,9 +113,9 @@ def mapped_pages(mm: Mm, file: int, index: int, pages: int) -> int:
     vma = next_mapping(mm, file, 0, -1, 0)
     while vma:
         low = max(index, vma.pgoff)
-        high = min(index + pages, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
+        high = min(index + pages, linear_page_index(vma, vma.last + 1))
         if low < high:
-            at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
+            at = vma_address(vma, low)
             found += pt_count(mm.pt, at, at + ((high - low) << PAGE_SHIFT), VALID, VALID | ANON)
         vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
     return found
@@ -132,9 +142,9 @@ def unmap_folio(mm: Mm, file: int, index: int, pages: int) -> None:
     vma = next_mapping(mm, file, 0, -1, 0)
     while vma:
         low = max(index, vma.pgoff)
-        high = min(index + pages, vma.pgoff + ((vma.last + 1 - vma.start) >> PAGE_SHIFT))
+        high = min(index + pages, linear_page_index(vma, vma.last + 1))
         if low < high:
-            at = vma.start + ((low - vma.pgoff) << PAGE_SHIFT)
+            at = vma_address(vma, low)
             upto = at + ((high - low) << PAGE_SHIFT)
             range = raise_start(mm, at, upto, CLEAR, RAISES_CALLS)
             zap_file_ptes(mm, at, upto)
@@ -175,7 +185,7 @@ def do_set_pmd(mm: Mm, vma: Vma, page: int, index: int) -> int:
 def filemap_map_pmd(mm: Mm, vma: Vma, start: int, end: int, file: File) -> int:
     """filemap_map_pmd(), Linux 6.18: a read maps a huge folio whole if the first that is cached around it is one."""
     while start < end:
-        index = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
+        index = linear_page_index(vma, start)
         if index < file.size and pt_get(file.cache, index << PAGE_SHIFT):
             return do_set_pmd(mm, vma, start, index)
         start += PAGE_SIZE
@@ -185,7 +195,7 @@ def filemap_map_pmd(mm: Mm, vma: Vma, start: int, end: int, file: File) -> int:
 @protocol
 def folio_start(vma: Vma, page: int) -> int:
     """Where the folio begins, or would, that a page of a file is of."""
-    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    index = linear_page_index(vma, page)
     return page - ((index & (folio_pages(File(vma.file), index) - 1)) << PAGE_SHIFT)
 
 
@@ -210,7 +220,7 @@ def map_file_pages(mm: Mm, vma: Vma, start: int, end: int) -> None:
 def map_cached_page(mm: Mm, vma: Vma, page: int) -> None:
     """filemap_map_folio_range(), Linux 6.18: of a large folio all that is not mapped yet, if it fits."""
     start = folio_start(vma, page)
-    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    index = linear_page_index(vma, page)
     end = start + (folio_pages(File(vma.file), index) << PAGE_SHIFT)
     if within_table(vma, start, end):
         map_file_pages(mm, vma, start, end)
@@ -232,7 +242,7 @@ def shmem_add_folio(vma: Vma, page: int, index: int, file: File) -> None:
 @protocol(replaces=fault.finish_fault)
 def finish_fault(mm: Mm, vma: Vma, page: int, write: int) -> None:
     """finish_fault(), Linux 6.18: all of a large folio is mapped where it fits into VMA and table, and nothing is."""
-    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    index = linear_page_index(vma, page)
     if write:
         file_written(vma, page)
     if do_set_pmd(mm, vma, page, index):
@@ -249,24 +259,27 @@ def finish_fault(mm: Mm, vma: Vma, page: int, write: int) -> None:
 
 
 @protocol
-def split_to(file: File, index: int, pages: int, at: int) -> None:
-    """folio_split(), Linux 6.15: a page becomes a folio of its own, its buddies as large ones as can be.
+def becomes_folio(file: File, page: int, order: int, index: int, dirty: int) -> None:
+    """A page of a folio that began at ``index`` is of one of this order now; dropped if that begins beyond the end."""
+    begins = page & -(1 << order)
+    if begins >= file.size and begins != index:
+        remove_folio(file, page, 1)
+    else:
+        set_order(file, page, order)
+        if dirty:
+            pt_set(file.cache, page << PAGE_SHIFT, pt_get(file.cache, page << PAGE_SHIFT) | DIRTY)
 
-    What then begins beyond the file's end is dropped.
-    """
+
+@protocol
+def split_to(file: File, index: int, pages: int, at: int) -> None:
+    """folio_split(), Linux 6.15: a page becomes a folio of its own, its buddies as large ones as can be."""
     dirty = folio_dirty(file, index, pages)
     page = index
     while page < index + pages:
         order = 0
         while (page ^ at) >> (order + 1):
             order += 1
-        begins = page & -(1 << order)
-        if begins >= file.size and begins != index:
-            remove_folio(file, page, 1)
-        else:
-            set_order(file, page, order)
-            if dirty:
-                pt_set(file.cache, page << PAGE_SHIFT, pt_get(file.cache, page << PAGE_SHIFT) | DIRTY)
+        becomes_folio(file, page, order, index, dirty)
         page += 1
 
 
@@ -280,12 +293,7 @@ def split_folio(mm: Mm, file: File, index: int) -> None:
     dirty = folio_dirty(file, index, pages)
     page = index
     while page < end:
-        if page >= file.size and page != index:
-            remove_folio(file, page, 1)
-        else:
-            set_order(file, page, 0)
-            if dirty:
-                pt_set(file.cache, page << PAGE_SHIFT, pt_get(file.cache, page << PAGE_SHIFT) | DIRTY)
+        becomes_folio(file, page, 0, index, dirty)
         page += 1
 
 
@@ -352,7 +360,7 @@ def split_file_folios(mm: Mm, vma: Vma, start: int, end: int) -> None:
     while page < end:
         upto = page + PAGE_SIZE
         pte = pt_get(mm.pt, page)
-        index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+        index = linear_page_index(vma, page)
         pages = folio_pages(file, index)
         if not pte & ANON and pages > 1:
             last = min(end, page + (((index | (pages - 1)) + 1 - index) << PAGE_SHIFT))
@@ -369,7 +377,7 @@ def pageout_large_folio(mm: Mm, vma: Vma, page: int) -> int:
     What PTEs map must be mapped nowhere else, what a PMD maps may be.
     """
     file = File(vma.file)
-    index = vma.pgoff + ((page - vma.start) >> PAGE_SHIFT)
+    index = linear_page_index(vma, page)
     pages = folio_pages(file, index)
     if pages == 1:
         return 0
@@ -393,7 +401,7 @@ def retract_page_tables(mm: Mm, file: int, index: int) -> None:
     down_read(mm.i_mmap)
     vma = next_mapping(mm, file, 0, -1, 0)
     while vma:
-        block = vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
+        block = vma_address(vma, index)
         if not vma.anon_vma and block & (PMD_SIZE - 1) == 0 and maps_huge(vma, block) and pt_has_leaf(mm.pt, block):
             range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
             pt_reclaim(mm.pt, block, block + PMD_SIZE)
@@ -427,7 +435,7 @@ def collapse_pte_mapped_thp(mm: Mm, block: int) -> int:
         range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
         pt_reclaim(mm.pt, block, block + PMD_SIZE)
         raise_end(range)
-    do_set_pmd(mm, vma, block, vma.pgoff + ((block - vma.start) >> PAGE_SHIFT))
+    do_set_pmd(mm, vma, block, linear_page_index(vma, block))
     return 0
 
 
@@ -446,7 +454,7 @@ def madvise_collapse_file(mm: Mm, vma: Vma, start: int, end: int) -> int:
     if block > end:
         ret = -EINVAL
     while block < end and not ret:
-        index = vma.pgoff + ((block - vma.start) >> PAGE_SHIFT)
+        index = linear_page_index(vma, block)
         up_read(mm.mmap_lock)
         if not any_cached(file, index, FOLIO_PAGES):
             ret = -EINVAL

@@ -83,6 +83,18 @@ def vma_at(mm: Mm, addr: int) -> Vma:
     return NULL
 
 
+@protocol
+def linear_page_index(vma: Vma, addr: int) -> int:
+    """linear_page_index(): which page of its file an address of a VMA is."""
+    return vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
+
+
+@protocol
+def vma_address(vma: Vma, index: int) -> int:
+    """vma_address(): where a VMA has a page of its file."""
+    return vma.start + ((index - vma.pgoff) << PAGE_SHIFT)
+
+
 # --- who follows VMAs: nobody in Linux. What mmu_notifier_tracked.py puts here runs under mmap_lock for writing.
 
 
@@ -133,7 +145,7 @@ def new_vma(mm: Mm, start: int, end: int, like: Vma) -> Vma:
     vma.prot = like.prot
     vma.flags = like.flags
     vma.file = like.file
-    vma.pgoff = like.pgoff + ((start - like.start) >> PAGE_SHIFT)
+    vma.pgoff = linear_page_index(like, start)
     vma.anon_vma = like.anon_vma
     vma_gains(mm, vma, start, end - 1, like)
     link_vma(mm, vma)
@@ -259,7 +271,7 @@ def alike(left: Vma, right: Vma) -> int:
         return 0
     if left.prot != right.prot or left.flags != right.flags or left.file != right.file or never_merges(left):
         return 0
-    return left.pgoff + ((right.start - left.start) >> PAGE_SHIFT) == right.pgoff
+    return linear_page_index(left, right.start) == right.pgoff
 
 
 @protocol
@@ -402,4 +414,4 @@ def anon_alike(left: Vma, right: Vma) -> int:
     """anon_vma_compatible(): as alike(), whatever the protection."""
     if not left or not right or left.last + 1 != right.start or left.flags != right.flags or left.file != right.file:
         return 0
-    return left.pgoff + ((right.start - left.start) >> PAGE_SHIFT) == right.pgoff
+    return linear_page_index(left, right.start) == right.pgoff
