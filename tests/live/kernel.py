@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from live import tapped
+
 Call = tuple[str | int, ...]  # (name, arguments...), addresses from the window's start
 Answer = tuple[int, list[tuple[int, int]]]  # result or -errno, and the ranges raised
 
@@ -21,13 +23,13 @@ class Kernel:
     """
 
     def __init__(self, swap: bool = False) -> None:
-        self.options = ["swap"] if swap else []
+        self.swap = swap
         self.process: subprocess.Popen[str] | None = None
         self.release = ""
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-E", str(Path(__file__).with_name("tapped.py")), *self.options],
+            [sys.executable, "-S", "-E", str(Path(__file__).with_name("tapped.py")), *["swap"] * self.swap],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,6 +73,6 @@ def missing() -> str:
             return f"{path} cannot be opened"
     with open("/proc/swaps") as swaps:
         fcntl.flock(swaps, fcntl.LOCK_SH)  # live/swap.py has made none then
-        if len(swaps.readlines()) > 1:
+        if tapped.is_on(swaps.fileno()):
             return "there is swap (/proc/swaps), which changes what MADV_PAGEOUT does: swapoff -a"
     return ""

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from live.tapped import PAGE, is_on
+
 BYTES = 256 << 20
-PAGE = 4096
 ZRAM = Path("/sys/class/zram-control")
 READ_AHEAD = Path("/proc/sys/vm/page-cluster")
 PATIENCE = 900  # seconds that others under the tap are waited for
@@ -55,7 +56,7 @@ def swap() -> Iterator[None]:
         lock = os.open("/proc/swaps", os.O_RDONLY | os.O_CLOEXEC)
         undo.callback(os.close, lock)
         alone(lock)
-        if len(os.pread(lock, PAGE, 0).splitlines()) > 1:
+        if is_on(lock):
             raise OSError("there is swap already")
         cluster = READ_AHEAD.read_text()
         READ_AHEAD.write_text("0")

@@ -256,11 +256,16 @@ class Window:
         return 0
 
 
+def is_on(swaps: int) -> bool:
+    """Whether there is swap, by /proc/swaps: a line of it, after that of headings."""
+    return len(os.pread(swaps, PAGE, 0).splitlines()) > 1
+
+
 def no_swap() -> None:
     """There is none, and live/swap.py makes none until this process ends."""
     swaps = os.open("/proc/swaps", os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(swaps, fcntl.LOCK_SH)
-    if len(os.pread(swaps, PAGE, 0).splitlines()) > 1:
+    if is_on(swaps):
         raise OSError(errno.EBUSY, "MADV_PAGEOUT is modelled without swap", "/proc/swaps")
 
 

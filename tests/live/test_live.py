@@ -9,13 +9,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from faultpath.kernel.mm import fault, fork, huge, lazyfree, mmap, mprotect, mremap, pages, shmem, vma
 from faultpath.kernel.mm import hugetlb as hugetlb_mm
+from faultpath.kernel.mm.swap import SWAP
 from faultpath.kernel.mm.versions import LINUX_6_1, LINUX_6_12, LINUX_6_18
+from faultpath.protocol.program import Source
 from live import kernel, modelled
 from live.kernel import Answer, Call, Kernel
 from live.programs import PAGE, PMD, PUD, alive, dense, huge_files, hugetlb, programs, small
@@ -369,8 +372,13 @@ def side_by_side(program: list[Call], theirs: list[Answer], ours: list[Answer]) 
     return "\n".join(["the kernel and the model do not agree", *lines])
 
 
+def both(running: Kernel, program: list[Call]) -> tuple[list[Answer], list[Answer]]:
+    """What the kernel says, and what the model does."""
+    return running.run(program), modelled.run(program, version_of(running.release), tuple(SWAP) if running.swap else ())
+
+
 def compare(running: Kernel, program: list[Call]) -> None:
-    theirs, ours = running.run(program), modelled.run(program, version_of(running.release))
+    theirs, ours = both(running, program)
     assert theirs == ours, side_by_side(program, theirs, ours)
 
 
@@ -434,7 +442,7 @@ def rarely_otherwise(many: int) -> Iterator[list[str]]:
 
 def agrees(running: Kernel, program: list[Call], once: list[str]) -> bool:
     """Whether the model says what the kernel says, now or the next two times: then ``once`` has what it said first."""
-    theirs, ours = running.run(program), modelled.run(program, version_of(running.release))
+    theirs, ours = both(running, program)
     if theirs != ours:
         if differs(running, program) or differs(running, program):
             return False
@@ -443,7 +451,8 @@ def agrees(running: Kernel, program: list[Call], once: list[str]) -> bool:
 
 
 def differs(running: Kernel, program: list[Call]) -> bool:
-    return running.run(program) != modelled.run(program, version_of(running.release))
+    theirs, ours = both(running, program)
+    return theirs != ours
 
 
 def smallest(program: list[Call], fails: Callable[[list[Call]], bool]) -> list[Call]:
@@ -496,7 +505,7 @@ WRONG = {
     "a folio that is split tells only who maps it": (
         shmem.unmap_folio, ("if low < high:", "if low < high and mapped_pages(mm, file, index, pages):"),
     ),
-    "what is beyond a file's end is in the cache": (shmem.split_folio, ("page >= file.size and", "0 and")),
+    "what is beyond a file's end is in the cache": (shmem.becomes_folio, ("begins >= file.size and", "0 and")),
     "no file is huge where it was": (shmem.do_set_pmd, ("    block =", "    return 0\n    block =")),
     "what was let go of stays": (lazyfree.pageout_anon_page, ("elif swap or lazy_entry(mm, page, pte)", "elif 0")),
     "what was written since is discarded": (lazyfree.try_to_unmap_page, ("lazy & REDIRTIED or pte & DATA", "0")),
@@ -507,11 +516,16 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_model_is_found_out(what: str) -> None:
     """By the recorded answers alone, so that this runs everywhere."""
-    target, edit = WRONG[what]
+    assert found_out(*WRONG[what], CASES, RECORDED)
+
+
+def found_out(
+    target: Source, edit: tuple[str, str], cases: dict[str, list[Call]], recorded: Path, links: tuple[Source, ...] = ()
+) -> bool:
+    """Whether a model that is changed says otherwise than was recorded."""
     wrong = mutated(target, (edit,))
-    recorded = json.loads(RECORDED.read_text())
-    answers = {name: modelled.run(CASES[name], LINUX_6_18, (wrong,)) for name in CASES}
-    assert json.loads(json.dumps(answers)) != recorded
+    answers = {what: modelled.run(program, LINUX_6_18, (*links, wrong)) for what, program in cases.items()}
+    return bool(json.loads(json.dumps(answers)) != json.loads(recorded.read_text()))
 
 
 @pytest.mark.parametrize("what", CASES)
@@ -524,6 +538,10 @@ def test_the_model_says_what_linux_6_18_said(what: str) -> None:
         asked.close()
         RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
         recorded = json.loads(RECORDED.read_text())
-    theirs = [(result, [(start, end) for start, end in found]) for result, found in recorded[what]]
-    ours = modelled.run(CASES[what], LINUX_6_18)
-    assert theirs == ours, side_by_side(CASES[what], theirs, ours)
+    says_as_recorded(CASES[what], recorded[what])
+
+
+def says_as_recorded(program: list[Call], answers: list[Any], links: tuple[Source, ...] = ()) -> None:
+    theirs = [(result, [(start, end) for start, end in found]) for result, found in answers]
+    ours = modelled.run(program, LINUX_6_18, links)
+    assert theirs == ours, side_by_side(program, theirs, ours)

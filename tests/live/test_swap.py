@@ -13,14 +13,11 @@ import pytest
 from faultpath.kernel.mm import huge, lazyfree, pages
 from faultpath.kernel.mm import swap as swap_mm
 from faultpath.kernel.mm.swap import SWAP
-from faultpath.kernel.mm.versions import LINUX_6_18
-from faultpath.protocol.program import Source
-from live import kernel, modelled
-from live.kernel import Answer, Call, Kernel
+from live import kernel
+from live.kernel import Call, Kernel
 from live.programs import PAGE, PMD, swapped_dense, swapped_small
 from live.swap import swap
-from live.test_live import ANON, FIRST, HUGE, PROGRAMS, rarely_otherwise, side_by_side, smallest, version_of
-from mutants.engine import mutated
+from live.test_live import ANON, HUGE, PROGRAMS, agree, compare, found_out, says_as_recorded
 
 RECORDED = Path(__file__).with_name("recorded_swap.json")
 FOUR: Call = ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0)
@@ -94,10 +91,6 @@ CASES: dict[str, list[Call]] = {
 }  # fmt: skip
 
 
-def ours(program: list[Call], version: int = LINUX_6_18, replacements: tuple[Source, ...] = ()) -> list[Answer]:
-    return modelled.run(program, version, (*SWAP, *replacements))
-
-
 @pytest.fixture
 def swapping() -> Iterator[Kernel]:
     """A tapped process with swap, for one test: nobody else is under the tap meanwhile."""
@@ -114,11 +107,6 @@ def swapping() -> Iterator[Kernel]:
         yield it
 
 
-def compare(running: Kernel, program: list[Call]) -> None:
-    said, model = running.run(program), ours(program, version_of(running.release))
-    assert said == model, side_by_side(program, said, model)
-
-
 def test_known_cases(swapping: Kernel) -> None:
     for program in CASES.values():
         compare(swapping, program)
@@ -126,21 +114,7 @@ def test_known_cases(swapping: Kernel) -> None:
 
 @pytest.mark.parametrize("draw", [swapped_small, swapped_dense])
 def test_random_programs_raise_what_they_raise_for_real(swapping: Kernel, draw: Callable[[int], list[Call]]) -> None:
-    many = PROGRAMS // 8
-
-    def differs(program: list[Call]) -> bool:
-        return swapping.run(program) != ours(program, version_of(swapping.release))
-
-    with rarely_otherwise(many) as once:
-        for seed in range(FIRST, FIRST + many):
-            program = draw(seed)
-            said = swapping.run(program)
-            model = ours(program, version_of(swapping.release))
-            if said != model and (differs(program) or differs(program)):
-                compare(swapping, smallest(program, differs))
-                compare(swapping, program)
-            elif said != model:
-                once.append(side_by_side(program, said, model))
+    agree(swapping, draw, PROGRAMS // 8)
 
 
 # Changes that must not go unnoticed: a function, what stands in it, and what does instead.
@@ -150,7 +124,7 @@ WRONG = {
     "who has it is forgotten on the way back": (swap_mm.do_swap_page, ("zeroes | holders(mm, page, pte)", "zeroes")),
     "MADV_FREE keeps what is swapped out": (lazyfree.free_swap_entries, ("        if pte and", "        if 0 and")),
     "a move leaves behind who has it": (huge.move_page_tables, ("    pt_move(known.swapped, old, new, size)\n", "")),
-    "zeroes are data": (pages.is_all_zeroes, ("return swapped & ZEROES", "return 0")),
+    "zeroes are data": (pages.is_all_zeroes, ("& ZEROES", "& 0")),
     "a file in memory stays in its cache": (pages.remove_mapping, ("total_swap_pages(mm) or", "0 or")),
     "a huge page is split first": (huge.stays_whole, (" or total_swap_pages(mm)", "")),
 }  # fmt: skip
@@ -158,11 +132,7 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_model_is_found_out(what: str) -> None:
-    target, edit = WRONG[what]
-    wrong = mutated(target, (edit,))
-    recorded = json.loads(RECORDED.read_text())
-    answers = {name: modelled.run(CASES[name], LINUX_6_18, (*SWAP, wrong)) for name in CASES}
-    assert json.loads(json.dumps(answers)) != recorded
+    assert found_out(*WRONG[what], CASES, RECORDED, tuple(SWAP))
 
 
 def test_the_model_says_what_linux_6_18_said(request: pytest.FixtureRequest) -> None:
@@ -174,5 +144,4 @@ def test_the_model_says_what_linux_6_18_said(request: pytest.FixtureRequest) -> 
     recorded = json.loads(RECORDED.read_text())
     assert recorded.keys() == CASES.keys()
     for what, program in CASES.items():
-        said = [(result, [(start, end) for start, end in found]) for result, found in recorded[what]]
-        assert said == ours(program), side_by_side(program, said, ours(program))
+        says_as_recorded(program, recorded[what], tuple(SWAP))
