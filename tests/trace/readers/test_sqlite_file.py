@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from faultpath.errors import FaultpathError
+from faultpath.trace.readers import sqlite_pages
 from faultpath.trace.readers.sqlite_file import Database, Scan
 
 EDGES = [0, 1, -1, *(sign * (1 << bits) + more for bits in range(7, 63) for sign in (1, -1) for more in (-1, 0, 1))]
@@ -39,7 +40,7 @@ def make(path: Path, *statements: str, rows: list[tuple] | None = None, page: in
 
 def walked(scan: Scan) -> int:
     """Records that were read from the pages themselves."""
-    return int(scan._state[2])
+    return int(scan._state[sqlite_pages.DONE])
 
 
 @pytest.mark.parametrize("page", [512, 1024, 4096, 65536])

@@ -81,12 +81,13 @@ class Extents:
 def outside(known_starts, known_ends, starts, ends):  # type: ignore[no-untyped-def]
     """Which ranges lie in none of the known pieces, those being in order and apart."""
     new = np.ones(len(starts), np.bool_)
+    if not len(known_starts):
+        return new
     at = 0
     for i in range(len(starts)):
-        if not len(known_starts) or known_starts[at] > starts[i] or known_ends[at] < ends[i]:
+        if known_starts[at] > starts[i] or known_ends[at] < ends[i]:  # not in the piece that had the last one
             at = max(np.searchsorted(known_starts, starts[i], "right") - 1, 0)
-        if len(known_starts):
-            new[i] = known_starts[at] > starts[i] or known_ends[at] < ends[i]
+        new[i] = known_starts[at] > starts[i] or known_ends[at] < ends[i]
     return new
 
 

@@ -38,7 +38,7 @@ from faultpath.trace.readers import extents
 from faultpath.trace.readers import nsys_columns as nc
 from faultpath.trace.readers.extents import Extents
 from faultpath.trace.readers.nsys_columns import ADDR, CODE, OWNER, PAGE, SIZE, TIME
-from faultpath.trace.readers.sqlite_file import Ahead, Database, Scan
+from faultpath.trace.readers.sqlite_file import Ahead, Database, Scan, one_of
 from faultpath.trace.schema import COLUMNS, Columns, TraceMeta
 
 BATCH = 1 << 15  # records of a table at a time
@@ -157,20 +157,18 @@ class NsysExport:
                 str(self.source),
                 "export it with Nsight Systems 2022.2 or later",
             )
-        return bool(self.database.select(f"SELECT 1 FROM {table.name} WHERE {self._which(table)} LIMIT 1"))
+        only = self._only(table)
+        condition = one_of(*only) if only else "1"
+        return bool(self.database.select(f"SELECT 1 FROM {table.name} WHERE {condition} LIMIT 1"))
 
-    def _which(self, table: Table) -> str:
-        column, values = self._only(table)
-        return f"{column} IN ({', '.join(map(str, values))})" if column else "1"
-
-    def _only(self, table: Table) -> tuple[str, list[int]]:
+    def _only(self, table: Table) -> tuple[str, list[int]] | None:
+        """The column that has one of some values in the records that are read, where not all are."""
         column, enum = table.only
-        return column, sorted(self.enums[enum].values()) if column else []
+        return (column, sorted(self.enums[enum].values())) if column else None
 
     def _scan(self, index: int, fields: dict[int, str], by: str = "") -> Scan:
         table = TABLES[index]
-        column, values = self._only(table)
-        return Scan(self.database, table.name, fields, NULLABLE, (column, values) if column else None, by)
+        return Scan(self.database, table.name, fields, NULLABLE, self._only(table), by)
 
     def rows(self, progress: Progress | None = None) -> Iterator[Columns]:
         # Records are numbered from 1, without holes, as they come.

@@ -112,6 +112,11 @@ class Database:
             raise FaultpathError(f"cannot read the database ({reason})", self.where, self._mend) from None
 
 
+def one_of(column: str, values: Sequence[int]) -> str:
+    """The condition that a column has one of some values."""
+    return f"{column} IN ({', '.join(map(str, values))})"
+
+
 class Scan:
     """Integers of a table's columns, record by record.
 
@@ -178,7 +183,7 @@ class Scan:
     def _query(self) -> str:
         """What SQLite is asked for: all, or what comes after the last record that was walked over."""
         chosen = ", ".join(f"ifnull({name}, -1)" if name in self._nullable else name for name in self._fields.values())
-        where = [f"{self._only[0]} IN ({', '.join(map(str, self._only[1]))})"] if self._only else []
+        where = [one_of(*self._only)] if self._only else []
         order = f"{self._by}, rowid" if self._by else ""
         if self.done:
             where.append(f"rowid > {self._state[sp.ROWID]}")

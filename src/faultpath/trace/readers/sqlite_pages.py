@@ -235,10 +235,7 @@ def walk(data, page_size, reserved, plan, chosen, layouts, stack, state, out):  
             cell = base + be16(data, pointers + 2 * at)
             payload, place = varint(data, cell, end_of_page)
             rowid, place = varint(data, min(place, end_of_page), end_of_page)
-            if payload < 0 or payload > usable - 35 or place + payload > end_of_page:
-                status = LEFT
-                break
-            if rowid <= last:
+            if payload < 0 or payload > usable - 35 or place + payload > end_of_page or rowid <= last:
                 status = LEFT
                 break
             took = take_record(
