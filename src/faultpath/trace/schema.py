@@ -48,10 +48,8 @@ COLUMNS: dict[str, Any] = {
 }
 ARROW = pa.schema([pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in COLUMNS.items()])
 
-# Constant and slowly changing columns take next to nothing as deltas; a dictionary is smaller for few values in no
-# order.
-DICTIONARY = ["op", "aux"]
-DELTA = {name: "DELTA_BINARY_PACKED" for name in COLUMNS if name not in DICTIONARY}
+# Times rise slowly; most bytes of the rest are as in the row before, which zstd sees where each has its own stream.
+ENCODING = {name: "DELTA_BINARY_PACKED" if name == "time" else "BYTE_STREAM_SPLIT" for name in COLUMNS}
 
 RANGE_OPS = np.zeros(256, np.bool_)
 RANGE_OPS[[Op.VMA, Op.MMAP, Op.MUNMAP, Op.MREMAP, Op.MPROTECT, Op.MADVISE, Op.MBIND, Op.INVALIDATE]] = True
@@ -164,6 +162,8 @@ class TraceWriter:
         self.rows = 0
         self._pending: list[Columns] = []
         self._pending_rows = 0
+        self._group = {name: np.empty(ROW_GROUP, dtype) for name, dtype in COLUMNS.items()}
+        self._filled = 0  # rows of the group
         if path.is_dir():
             raise FaultpathError("the output is a directory", str(path), "name a file")
         self._worker = ThreadPoolExecutor(1)
@@ -175,8 +175,8 @@ class TraceWriter:
                 ARROW,
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=DICTIONARY,
-                column_encoding=DELTA,
+                use_dictionary=False,
+                column_encoding=ENCODING,
                 write_statistics=False,
                 write_page_checksum=True,
                 store_schema=False,
@@ -190,40 +190,48 @@ class TraceWriter:
         self._pending.append(columns)
         self._pending_rows += len(columns["time"])
         if self._pending_rows >= ROW_GROUP:
-            self._flush(final=False)
+            self._hand_over()
 
     def finish(self, meta: TraceMeta) -> None:
         """Write what is left and ``meta``, and let the file appear.
 
         :raises FaultpathError: when it cannot be written
         """
-        self._flush(final=True)
+        self._hand_over()
         self._wait()
         try:
+            if self._filled:
+                self._write_group()
             self._writer.add_key_value_metadata({KEY: meta.to_json().encode()})
             self._writer.close()
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise self._cannot_write(error) from None
 
-    def _flush(self, final: bool) -> None:
-        """Hand whole row groups, or with ``final`` everything, to the worker, which encodes while the caller
-        decodes."""
-        if not self._pending:
-            return
-        whole = {name: np.concatenate([c[name] for c in self._pending]) for name in COLUMNS}
-        count = len(whole["time"])
-        cut = count if final else count - count % ROW_GROUP
+    def _hand_over(self) -> None:
+        """Give what is pending to the worker, which encodes while the caller decodes."""
         self._wait()
-        self._writing = self._worker.submit(self._write_groups, whole, cut)
-        self.rows += cut
-        self._pending = [{name: column[cut:] for name, column in whole.items()}] if cut < count else []
-        self._pending_rows = count - cut
+        self._writing = self._worker.submit(self._encode, self._pending)
+        self.rows += self._pending_rows
+        self._pending, self._pending_rows = [], 0
 
-    def _write_groups(self, whole: Columns, cut: int) -> None:
-        for start in range(0, cut, ROW_GROUP):
-            group = [pa.array(whole[name][start : min(start + ROW_GROUP, cut)]) for name in COLUMNS]
-            self._writer.write_table(pa.Table.from_arrays(group, schema=ARROW), row_group_size=ROW_GROUP)
+    def _encode(self, pieces: list[Columns]) -> None:
+        """One group is filled over and over: fresh pages cost more than the copy."""
+        for piece in pieces:
+            count, start = len(piece["time"]), 0
+            while start < count:
+                stop = min(count, start + ROW_GROUP - self._filled)
+                end = self._filled + stop - start
+                for name, column in self._group.items():
+                    column[self._filled : end] = piece[name][start:stop]
+                start, self._filled = stop, end
+                if end == ROW_GROUP:
+                    self._write_group()
+
+    def _write_group(self) -> None:
+        arrays = [pa.array(column[: self._filled]) for column in self._group.values()]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=ARROW), row_group_size=ROW_GROUP)
+        self._filled = 0
 
     def _wait(self) -> None:
         try:

@@ -136,7 +136,7 @@ class _Store:
 
     def take(self, limit: int) -> np.ndarray:
         """Rows up to ``limit`` ns in order. The array is good until the next call."""
-        times = self.rows[: self.count, pc.TIME]
+        times = self.rows[: self.count, pc.TIME].copy()  # side by side: they are gone over four times
         if self.count > PENDING:
             oldest, newest = int(times.min()), int(times.max())
             limit = max(limit, oldest + (newest - oldest) // 2)
@@ -146,18 +146,19 @@ class _Store:
             order = np.argsort(times, kind="stable")
             np.take(self.rows[: self.count], order, axis=0, out=self._ordered[: self.count], mode="clip")
             self.rows, self._ordered = self._ordered, self.rows
+            times = times[order]
         rows = self.rows[: self.count]
         # A record without a time was made by perf and tells how things stood before: it is never late.
-        late = (rows[:, pc.TIME] < self._flushed) & (rows[:, pc.TIME] > 0)
+        late = (times < self._flushed) & (times > 0)
         if late.any():
             self.late += int(late.sum())
-            rows = rows[~late]
-        cut = int(np.searchsorted(rows[:, pc.TIME], limit, side="right"))
+            rows, times = rows[~late], times[~late]
+        cut = int(np.searchsorted(times, limit, side="right"))
         self.count = len(rows) - cut
         self._ordered[: self.count] = rows[cut:]
         self.rows, self._ordered = self._ordered, self.rows
         if cut:
-            self._flushed = max(self._flushed, int(rows[cut - 1, pc.TIME]))
+            self._flushed = max(self._flushed, int(times[cut - 1]))
         return rows[:cut]
 
 
