@@ -3,6 +3,8 @@
 ``python benchmarks/import_gpu.py [RECORDS]``, by default a million records of each kind, constructed as the tests'
 samples are (there is nothing here that needs a GPU).
 
+* An Nsight Systems export of migrations, made by nsys: ``nsys stats -r cuda_gpu_trace`` printing them, where nsys is
+  installed. It prints no page faults one by one.
 * An Nsight Systems export: ``sqlite3`` printing the same columns of the same tables as text, in no order and by time.
   ``select`` is the bare loop over the module's cursor, without which nothing that uses SQLite can do.
 * A log of amdkfd's SMI events, for which there is no tool: ``awk`` printing its fields.
@@ -67,6 +69,21 @@ def nsys(folder: Path, records: int) -> None:
     line("import", records, whole(path, folder / "out.trace"), "sqlite3 by time", by_time)
 
 
+def nsys_itself(folder: Path, records: int) -> None:
+    story = (entry for entry in nsys_sample.storm(6 * records) if entry[0] in ("copy", "memory"))
+    path, _ = nsys_sample.recorded(folder, story)
+    report = folder / "text"
+    theirs = printing(report, "nsys", "stats", "-q", "-r", "cuda_gpu_trace", "-f", "csv", path)
+    with report.open("rb") as file:
+        count = sum(1 for _ in file) - 1
+    if count < 1:
+        sys.exit("nsys stats has printed nothing")
+    print(f"export by nsys, {count} migrations; nsys stats {theirs:.2f} s")
+    decode = median(lambda: [len(rows["time"]) for rows in NsysExport(path).rows()], ROUNDS)
+    line("decode", count, decode, "nsys stats", theirs)
+    line("import", count, whole(path, folder / "out.trace"), "nsys stats", theirs)
+
+
 def kfd(folder: Path, count: int) -> None:
     path = folder / "log"
     with path.open("w") as file:
@@ -84,6 +101,10 @@ def main() -> None:
             nsys(Path(name), count)
         else:
             print("no sqlite3 to compare with")
+        if shutil.which("nsys"):
+            nsys_itself(Path(name), count)
+        else:
+            print("no nsys to compare with")
         kfd(Path(name), count)
 
 

@@ -1,9 +1,11 @@
-"""Constructed Nsight Systems exports: no recording, for want of a GPU, but the tables that real ones have.
+"""Constructed Nsight Systems exports: no recording of a GPU, for want of one, but the tables that real ones have.
 
 The tables are those that matter for unified memory, with the columns of
 
 * ``2026.4``: the user guide's "SQLite Schema Reference" (schema 3.28.1);
 * ``2024.5``: an export by Nsight Systems 2024.5.1 (schema 3.13.2), from the test data of hpcgroup/pipit;
+* ``2023.4``: an export by Nsight Systems 2023.4.4 (schema 3.7.2) of a program without CUDA, with all tables (made
+  anew by ``recorded`` where nsys is installed);
 * ``2022.2``: an export by Nsight Systems 2022.2.1 (schema 2.9.1), likewise: without enum tables, and with the older
   name of the table of meta data.
 
@@ -15,11 +17,12 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-VERSIONS = ("2026.4", "2024.5", "2022.2")
+VERSIONS = ("2026.4", "2024.5", "2023.4", "2022.2")
 PID, OTHER_PID = 1701896, 4242
 HEAP = 0x7F4A_0000_0000
 PAGE = 4096
@@ -37,21 +40,26 @@ MEMORY_COLUMNS = """start INTEGER NOT NULL, globalPid INTEGER NOT NULL, deviceId
     contextId INTEGER NOT NULL, address INTEGER NOT NULL, pc INTEGER NOT NULL, bytes INTEGER NOT NULL,
     memKind INTEGER NOT NULL, memoryOperationType INTEGER NOT NULL, name TEXT, correlationId INTEGER"""
 GREEN = "greenContextId INTEGER,"
-POOLS = """, streamId INTEGER, localMemoryPoolAddress INTEGER, localMemoryPoolReleaseThreshold INTEGER,
-    localMemoryPoolSize INTEGER, localMemoryPoolUtilizedSize INTEGER, importedMemoryPoolAddress INTEGER,
-    importedMemoryPoolProcessId INTEGER"""
+POOLS = """, localMemoryPoolAddress INTEGER, localMemoryPoolReleaseThreshold INTEGER, localMemoryPoolSize INTEGER,
+    localMemoryPoolUtilizedSize INTEGER, importedMemoryPoolAddress INTEGER, importedMemoryPoolProcessId INTEGER"""
 SCHEMAS = {
     "2026.4": {
         "CUDA_UM_GPU_PAGE_FAULT_EVENTS": FAULT_COLUMNS,
         "CUDA_UM_CPU_PAGE_FAULT_EVENTS": CPU_COLUMNS + ", sourceFile INTEGER, sourceLine INTEGER",
         "CUPTI_ACTIVITY_KIND_MEMCPY": COPY_COLUMNS.format(green=GREEN) + ", copyCount INTEGER",
-        "CUDA_GPU_MEMORY_USAGE_EVENTS": MEMORY_COLUMNS + POOLS,
+        "CUDA_GPU_MEMORY_USAGE_EVENTS": MEMORY_COLUMNS + ", streamId INTEGER" + POOLS,
     },
     "2024.5": {
         "CUDA_UM_GPU_PAGE_FAULT_EVENTS": FAULT_COLUMNS,
         "CUDA_UM_CPU_PAGE_FAULT_EVENTS": CPU_COLUMNS,
         "CUPTI_ACTIVITY_KIND_MEMCPY": COPY_COLUMNS.format(green=GREEN),
         "CUDA_GPU_MEMORY_USAGE_EVENTS": MEMORY_COLUMNS,
+    },
+    "2023.4": {
+        "CUDA_UM_GPU_PAGE_FAULT_EVENTS": FAULT_COLUMNS,
+        "CUDA_UM_CPU_PAGE_FAULT_EVENTS": CPU_COLUMNS,
+        "CUPTI_ACTIVITY_KIND_MEMCPY": COPY_COLUMNS.format(green=GREEN),
+        "CUDA_GPU_MEMORY_USAGE_EVENTS": MEMORY_COLUMNS + POOLS,
     },
     "2022.2": {
         "CUDA_UM_GPU_PAGE_FAULT_EVENTS": FAULT_COLUMNS,
@@ -152,16 +160,12 @@ def make(
     database = sqlite3.connect(path)
     database.execute("PRAGMA journal_mode = OFF")
     database.executescript(OTHERS)
-    rows: dict[str, list[dict[str, int]]] = {name: [] for name in SCHEMAS[version]}
-    for entry in story:
-        table, row = record(*entry, pid=pid)
-        rows[table].append(row)
+    rows = [record(*entry, pid=pid) for entry in story]
+    used = {table for table, _ in rows}
     for table, columns in SCHEMAS[version].items():
-        if rows[table] or not lazy:
+        if table in used or not lazy:
             database.execute(f"CREATE TABLE {table} ({columns})")
-        for row in rows[table]:
-            marks = ", ".join(f":{name}" for name in row)
-            database.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
+    insert(database, rows)
     if version != "2022.2":
         for table, values in ENUMS.items():
             database.execute(f"CREATE TABLE {table} (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT)")
@@ -182,6 +186,30 @@ def make(
     database.commit()
     database.close()
     return path
+
+
+def insert(database: sqlite3.Connection, rows: Iterable[tuple[str, dict[str, int]]]) -> None:
+    for table, row in rows:
+        marks = ", ".join(f":{name}" for name in row)
+        database.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", row)
+
+
+def recorded(folder: Path, story: Iterable[tuple] = STORY) -> tuple[Path, int]:
+    """An export by the installed nsys of a program without CUDA, all tables, with the events of ``story``; its pid."""
+    report, path = folder / "recorded.nsys-rep", folder / "recorded.sqlite"
+    quiet = ["--trace=none", "--sample=none", "--cpuctxsw=none", "--force-overwrite=true"]
+    export = ["--type=sqlite", "--lazy=false", "--quiet=true", "--force-overwrite=true"]
+    for command in (
+        ["nsys", "profile", *quiet, f"--output={report}", "true"],
+        ["nsys", "export", *export, f"--output={path}", str(report)],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    database = sqlite3.connect(path)
+    ((pid,),) = database.execute("SELECT pid FROM PROCESSES WHERE name = 'true'")
+    insert(database, (record(*entry, pid=pid) for entry in story))
+    database.commit()
+    database.close()
+    return path, pid
 
 
 def storm(events: int, seed: int = 1) -> Iterable[tuple]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import random
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -42,24 +44,27 @@ def story(columns: Columns) -> list[tuple]:
     ]
 
 
+TOLD = [
+    (2000, "VMA", 0, 8 * MIB, 3, 0x22),
+    (2000, "FAULT", 0, 0, 4, 0),
+    (2500, "FAULT", 5 * PAGE + 123, 0, 4, 0),
+    (4000, "ACCESS", 0, 0, 0, 0),
+    (5000, "ACCESS", 2 * MIB, 0, 1, 0),
+    (5000, "ACCESS", 3 * MIB, 0, 1, 0),
+    (6000, "ACCESS", 4 * MIB, 0, 0, 0),
+    (6500, "ACCESS", 5 * MIB, 0, 0, 0),
+    (7000, "FAULT", 2 * MIB, 0, 4, 0),
+    (7100, "INVALIDATE", 2 * MIB, MIB, Event.MIGRATE, Op.FAULT),
+    (8000, "ACCESS", 2 * MIB, 0, 0, 0),
+    (9000, "INVALIDATE", 0, 8 * MIB, Event.UNMAP, Op.MUNMAP),
+]
+
+
 @pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "every table"])
 @pytest.mark.parametrize("version", sample.VERSIONS)
 def test_the_story_of_managed_memory(tmp_path: Path, version: str, lazy: bool) -> None:
     columns, meta = imported(sample.make(tmp_path / "in", version, lazy=lazy))
-    assert story(columns) == [
-        (2000, "VMA", 0, 8 * MIB, 3, 0x22),
-        (2000, "FAULT", 0, 0, 4, 0),
-        (2500, "FAULT", 5 * PAGE + 123, 0, 4, 0),
-        (4000, "ACCESS", 0, 0, 0, 0),
-        (5000, "ACCESS", 2 * MIB, 0, 1, 0),
-        (5000, "ACCESS", 3 * MIB, 0, 1, 0),
-        (6000, "ACCESS", 4 * MIB, 0, 0, 0),
-        (6500, "ACCESS", 5 * MIB, 0, 0, 0),
-        (7000, "FAULT", 2 * MIB, 0, 4, 0),
-        (7100, "INVALIDATE", 2 * MIB, MIB, Event.MIGRATE, Op.FAULT),
-        (8000, "ACCESS", 2 * MIB, 0, 0, 0),
-        (9000, "INVALIDATE", 0, 8 * MIB, Event.UNMAP, Op.MUNMAP),
-    ]
+    assert story(columns) == TOLD
     assert {*columns["pid"]} == {*columns["tid"]} == {sample.PID}
     assert {*columns["cpu"]} == {-1}
     assert meta.dropped == {
@@ -77,6 +82,16 @@ def test_the_story_of_managed_memory(tmp_path: Path, version: str, lazy: bool) -
     assert meta.processes == [{"pid": sample.PID, "parent": -1, "comm": "./saxpy"}]
     assert "Repeated page faults: 6 records stand for 9 faults of a GPU." in meta.missing
     assert "The kind of 1 device accesses: taken for reads." in meta.missing
+
+
+def test_the_story_in_an_export_of_nsys_itself(tmp_path: Path) -> None:
+    if not shutil.which("nsys"):
+        pytest.skip("nsys is not installed")
+    path, pid = sample.recorded(tmp_path)
+    columns, meta = imported(path)
+    assert story(columns) == TOLD
+    assert meta.processes == [{"pid": pid, "parent": -1, "comm": "true"}]
+    assert (meta.kernel, meta.arch) == (platform.release(), platform.machine())
 
 
 def test_what_an_export_lacks_is_said(tmp_path: Path) -> None:
