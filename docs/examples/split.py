@@ -15,8 +15,6 @@ from faultpath.designs.uvm_hmm import (
     uvm_va_block_kill,
 )
 from faultpath.driver import *
-from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
 from faultpath.scenario import DEVICE, Call, Scenario, access, address, map_memory, munmap, oom_reap, reclaim
 
 

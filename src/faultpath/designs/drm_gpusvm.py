@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from faultpath.design import Design, Parameter
+from faultpath.driver import *
 from faultpath.kernel.drm_gpusvm import (
     Gpusvm,
     GpusvmNotifier,
@@ -43,27 +43,7 @@ from faultpath.kernel.drm_gpusvm import (
     drm_gpusvm_range_set_unmapped,
     drm_gpusvm_range_unmap_pages,
 )
-from faultpath.kernel.errno import EAGAIN, EFAULT, EINVAL, ENOENT, EPERM
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mmu_notifier import MMU_NOTIFY_UNMAP, Mm, Range
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
-from faultpath.kernel.primitives.list_head import list_add_tail, list_del, list_empty, list_first
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    down_write,
-    refcount_dec_and_test,
-    refcount_inc,
-    refcount_set,
-    spin_lock,
-    spin_unlock,
-    up_read,
-    up_write,
-)
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_clear, pt_copy, pt_free, pt_get, pt_init
-from faultpath.kernel.workqueue import flush_work, runs_work
-from faultpath.protocol.language import NULL, Ops, container_of, count, protocol
-from faultpath.protocol.struct import ListHead, PageTable, RefCount, RwSem, SpinLock, Work
+from faultpath.kernel.workqueue import runs_work
 
 SZ_4K = 4 << 10
 SZ_64K = 64 << 10

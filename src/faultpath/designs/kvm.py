@@ -23,55 +23,8 @@ the caches of the memslot found last, the yield inside a long zap, gfn_to_pfn_ca
 
 from __future__ import annotations
 
-from faultpath.design import CLOSE_DURING_FAULT, Design, Parameter
-from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EBUSY, EFAULT
-from faultpath.kernel.gup import get_user_page_fast_only, get_user_pages
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mm.vma import find_vma
-from faultpath.kernel.mmu_notifier import (
-    ULONG_MAX,
-    WALK_STEPS,
-    IntervalNode,
-    Mm,
-    Notifier,
-    Range,
-    mmdrop,
-    mmgrab,
-    mmu_notifier_register,
-    mmu_notifier_unregister,
-)
-from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc, off_stack
-from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove, rb_clear_node
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    mutex_lock,
-    mutex_unlock,
-    read_lock,
-    read_unlock,
-    spin_lock,
-    spin_unlock,
-    up_read,
-    write_lock,
-    write_unlock,
-)
-from faultpath.kernel.primitives.pagetable import (
-    VALID,
-    WRITE,
-    device_cmpxchg,
-    device_zap,
-    pt_free,
-    pt_get,
-    pt_init,
-)
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.kernel.primitives.wait import wake_up
-from faultpath.kernel.srcu import Srcu, srcu_read_lock, srcu_read_unlock, synchronize_srcu
-from faultpath.protocol.language import NULL, Ops, count, protocol, wait_event
-from faultpath.protocol.struct import IntervalTree, PageTable, ParentMutex, RwLock, SpinLock, Struct, WaitQueue
-
-LOOKUP_STEPS = INDEX["lookup_steps"]
+from faultpath.driver import *
+from faultpath.kernel.mmu_notifier import WALK_STEPS
 
 RET_PF_RETRY = 1
 RET_PF_EMULATE = 2

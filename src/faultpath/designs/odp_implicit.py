@@ -23,7 +23,6 @@ statistic`` prints as the implicit MR's page_invalidations stays 0.
 
 from __future__ import annotations
 
-from faultpath.design import Design, Parameter
 from faultpath.designs.umem_odp import (
     ODP_WRITE_ALLOWED,
     Umem,
@@ -31,49 +30,9 @@ from faultpath.designs.umem_odp import (
     ib_umem_odp_map_dma_and_lock,
     ib_umem_odp_release,
 )
-from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EFAULT, ENOMEM
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mmu_notifier import (
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmu_interval_set_seq,
-)
-from faultpath.kernel.primitives.atomic import Atomic, atomic_dec_and_test, atomic_inc, atomic_read
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import (
-    mutex_lock,
-    mutex_unlock,
-    refcount_dec_and_test,
-    refcount_inc,
-    refcount_inc_not_zero,
-    refcount_read,
-    refcount_set,
-    spin_lock,
-    spin_unlock,
-)
+from faultpath.driver import *
 from faultpath.kernel.primitives.mtt import mtt_zap
-from faultpath.kernel.primitives.pagetable import (
-    pt_clear,
-    pt_get,
-)
-from faultpath.kernel.primitives.wait import wake_up
-from faultpath.kernel.primitives.xarray import xa_cmpxchg, xa_destroy, xa_erase, xa_load, xa_next, xa_store
-from faultpath.kernel.srcu import (
-    Srcu,
-    get_state_synchronize_srcu,
-    srcu_read_lock,
-    srcu_read_unlock,
-    synchronize_srcu,
-    wait_srcu_gp,
-)
-from faultpath.protocol.language import NULL, Ops, count, protocol, wait_event
-from faultpath.protocol.struct import ParentMutex, RefCount, Struct, WaitQueue, Work, XaLock, XArray
-
-LOOKUP_STEPS = INDEX["lookup_steps"]
+from faultpath.kernel.srcu import wait_srcu_gp
 
 MKEY = 0  # mlx5_base_mkey() of the implicit MR's key, by which the application's requests name it
 SRCU = 1  # protection=srcu

@@ -13,8 +13,8 @@ import sys
 
 from faultpath.designs import odp_implicit
 from faultpath.designs.odp_implicit import Imr, Mkey
-from faultpath.kernel.primitives.wait import atomic_dec_and_wake, dec_and_wake
-from faultpath.protocol.language import protocol
+from faultpath.driver import *
+from faultpath.kernel.primitives.wait import atomic_dec_and_wake
 
 
 @protocol(replaces=odp_implicit.mlx5r_deref_odp_mkey)

@@ -26,76 +26,10 @@ it the process's memory.
 
 from __future__ import annotations
 
-from faultpath.design import Design, Parameter
-from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EACCES, EAGAIN, EBUSY, EFAULT, ENOMEM
-from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget, mmput
-from faultpath.kernel.mm.vma import PROT_READ, PROT_WRITE, Vma, find_vma
-from faultpath.kernel.mmu_notifier import (
-    MMU_NOTIFY_RELEASE,
-    MMU_NOTIFY_SOFT_DIRTY,
-    ULONG_MAX,
-    IntervalNode,
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmdrop,
-    mmgrab,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_read_begin,
-    mmu_interval_set_seq,
-)
-from faultpath.kernel.primitives.heap import (
-    GFP_KERNEL,
-    GFP_NOMEMALLOC,
-    kfree,
-    kmalloc,
-    kvcalloc,
-    kvfree,
-    on_stack,
-)
-from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    down_write,
-    mutex_is_mine,
-    mutex_lock,
-    mutex_unlock,
-    spin_lock,
-    spin_unlock,
-    up_read,
-    up_write,
-)
-from faultpath.kernel.primitives.pagetable import (
-    PAGE_SHIFT,
-    VALID,
-    WRITE,
-    device_zap,
-    pt_clear,
-    pt_free,
-    pt_get,
-    pt_init,
-    pt_set,
-)
+from faultpath.driver import *
 from faultpath.kernel.primitives.range_tree import range_tree_find, range_tree_hole_last, range_tree_hole_start
-from faultpath.kernel.primitives.wait import wake_up
-from faultpath.protocol.language import NULL, Ops, container_of, count, protocol, wait_event
-from faultpath.protocol.struct import (
-    IntervalTree,
-    Mutex,
-    PageTable,
-    ParentMutex,
-    RangeTreeNode,
-    RwSem,
-    SpinLock,
-    Struct,
-    WaitQueue,
-)
+from faultpath.protocol.struct import RangeTreeNode
 
-LOOKUP_STEPS = INDEX["lookup_steps"]
 MORE_PROCESSING_REQUIRED = -EAGAIN  # NV_WARN_MORE_PROCESSING_REQUIRED: drop every lock, begin again
 ALIVE = 1  # va_space_mm.state
 RELEASED = 2
