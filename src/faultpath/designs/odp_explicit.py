@@ -26,8 +26,8 @@ from faultpath.designs.odp_implicit import (
     pagefault_real_mr,
 )
 from faultpath.designs.region_cache import REGION, Region, Verbs, ibv_close_device, ibv_reg_mr, lkey_of, region_at
-from faultpath.designs.umem_odp import Umem, ib_umem_odp_get, ib_umem_odp_map_present_and_lock, ib_umem_odp_release
 from faultpath.driver import *
+from faultpath.kernel.umem_odp import Umem, ib_umem_odp_get, ib_umem_odp_map_present_and_lock, ib_umem_odp_release
 
 
 class Mdev(Verbs):

@@ -23,16 +23,16 @@ statistic`` prints as the implicit MR's page_invalidations stays 0.
 
 from __future__ import annotations
 
-from faultpath.designs.umem_odp import (
+from faultpath.driver import *
+from faultpath.kernel.primitives.mtt import mtt_zap
+from faultpath.kernel.srcu import wait_srcu_gp
+from faultpath.kernel.umem_odp import (
     ODP_WRITE_ALLOWED,
     Umem,
     ib_init_umem_odp,
     ib_umem_odp_map_dma_and_lock,
     ib_umem_odp_release,
 )
-from faultpath.driver import *
-from faultpath.kernel.primitives.mtt import mtt_zap
-from faultpath.kernel.srcu import wait_srcu_gp
 
 MKEY = 0  # mlx5_base_mkey() of the implicit MR's key, by which the application's requests name it
 SRCU = 1  # protection=srcu

@@ -21,7 +21,8 @@ queues are not modelled. rxe has no counters of its own for any of this.
 from __future__ import annotations
 
 from faultpath.designs.region_cache import REGION, Region, Verbs, ibv_close_device, ibv_reg_mr, lkey_of, region_at
-from faultpath.designs.umem_odp import (
+from faultpath.driver import *
+from faultpath.kernel.umem_odp import (
     ODP_WRITE_ALLOWED,
     Umem,
     ib_umem_odp_get,
@@ -30,7 +31,6 @@ from faultpath.designs.umem_odp import (
     ib_umem_odp_release,
     ib_umem_odp_unmap_dma_pages,
 )
-from faultpath.driver import *
 
 
 class RxeMr(Struct):
