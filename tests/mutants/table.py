@@ -7,8 +7,8 @@ what makes up for them is said.
 from __future__ import annotations
 
 from faultpath.designs import drm_gpusvm as xe
-from faultpath.designs import full_va, kvm, odp_implicit, odp_implicit_fixed, uvm_hmm
-from faultpath.kernel import drm_gpusvm, hmm, mmu_notifier, srcu, workqueue
+from faultpath.designs import full_va, kvm, mlx5_ib, mlx5_odp, mlx5_odp_srcu, odp_implicit, odp_implicit_fixed, uvm_hmm
+from faultpath.kernel import drm_gpusvm, hmm, mmu_notifier, srcu, umem_odp, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
@@ -291,7 +291,7 @@ ODP = [
     bug(
         REFCOUNT,
         "set_seq skipped when the child has no pages",
-        odp_implicit.mlx5_ib_invalidate_range,
+        mlx5_odp.mlx5_ib_invalidate_range,
         ("    mmu_interval_set_seq(mni, cur_seq)\n    if not umem.npages", "    if not umem.npages"),
         ("    mr = Mr(umem.private)\n", "    mmu_interval_set_seq(mni, cur_seq)\n    mr = Mr(umem.private)\n"),
         at="first-fault-vs-dontneed",
@@ -300,7 +300,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a non-blockable event waits",
-        odp_implicit.mlx5_ib_invalidate_range,
+        mlx5_odp.mlx5_ib_invalidate_range,
         ("    if not range.blockable:\n        return 0\n", ""),
         at="oom-vs-munmap",
         breaks="locks",
@@ -308,7 +308,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a child destroyed inside its callback",
-        odp_implicit.destroy_unused_implicit_child_mr,
+        mlx5_odp.destroy_unused_implicit_child_mr,
         ("queue_work(mr.odp_destroy, free_implicit_child_mr_work, mr)", "free_implicit_child_mr_work(mr)"),
         at="fault-vs-dontneed",
         breaks="locks|progress",
@@ -316,16 +316,16 @@ ODP = [
     bug(
         REFCOUNT,
         "a child's destruction queued by every event that finds it empty",
-        odp_implicit.mlx5_ib_invalidate_range,
+        mlx5_odp.mlx5_ib_invalidate_range,
         ("    if not umem.npages:\n        mutex_unlock(umem.umem_mutex)\n        return 1\n", ""),
         at="dontneed-vs-reclaim",
         breaks="lifetime",
-        variant=(mutated(odp_implicit.destroy_unused_implicit_child_mr, UNASKED),),
+        variant=(mutated(mlx5_odp.destroy_unused_implicit_child_mr, UNASKED),),
     ),
     bug(
         REFCOUNT,
         "no reference to the parent while a child goes",
-        odp_implicit.destroy_unused_implicit_child_mr,
+        mlx5_odp.destroy_unused_implicit_child_mr,
         ("    if not refcount_inc_not_zero(imr.usecount):\n        return\n", ""),
         at="teardown-vs-munmap",
         breaks="lifetime",
@@ -363,7 +363,7 @@ ODP = [
     bug(
         REFCOUNT,
         "destruction does not wait for the faults in the child",
-        odp_implicit.free_implicit_child_mr_work,
+        mlx5_odp.free_implicit_child_mr_work,
         ("    mlx5r_deref_wait_odp_mkey(mr)\n", "    mlx5r_deref_odp_mkey(mr)\n"),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -371,7 +371,7 @@ ODP = [
     bug(
         REFCOUNT,
         "the device's entry for a child that goes left as it is",
-        odp_implicit.free_implicit_child_mr_work,
+        mlx5_odp.free_implicit_child_mr_work,
         ("    update_ksm(imr, mr.umem.start >> imr.child_shift)\n", ""),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -379,7 +379,7 @@ ODP = [
     bug(
         REFCOUNT,
         "the device's entries updated without a lock",
-        odp_implicit.update_ksm,
+        mlx5_ib.update_ksm,
         ("    mutex_lock(imr.umem_mutex)\n", ""),
         ("    mutex_unlock(imr.umem_mutex)\n", ""),
         at="first-fault-vs-dontneed",
@@ -388,7 +388,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a umem freed with its interval registered",
-        odp_implicit.ib_umem_odp_release,
+        umem_odp.ib_umem_odp_release,
         ("    mmu_interval_notifier_remove(umem)\n", ""),
         at="teardown-vs-munmap",
         breaks="lifetime",
@@ -396,7 +396,7 @@ ODP = [
     bug(
         REFCOUNT,
         "umem_mutex not held when the fault returns",
-        odp_implicit.ib_umem_odp_map_dma_and_lock,
+        umem_odp.ib_umem_odp_map_dma_and_lock,
         (
             "        if mmu_interval_read_retry(umem, seq):\n"
             "            mutex_unlock(umem.umem_mutex)\n"
@@ -415,7 +415,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a mapped page not counted",
-        odp_implicit.ib_umem_odp_map_dma_and_lock,
+        umem_odp.ib_umem_odp_map_dma_and_lock,
         ("        umem.npages += 1\n", ""),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -423,7 +423,7 @@ ODP = [
     bug(
         REFCOUNT,
         "mmput() under umem_mutex (amdkfd, cf234231fcbc mends its like)",
-        odp_implicit.ib_umem_odp_map_dma_and_lock,
+        umem_odp.ib_umem_odp_map_dma_and_lock,
         ("    mmput_async(mm)\n    return 0", "    mmput(mm)\n    return 0"),
         at="exit-vs-fault",
         breaks="locks",
@@ -462,7 +462,7 @@ ODP = [
     bug(
         SRCU,
         "destruction does not wait for a grace period",
-        odp_implicit.free_implicit_child_mr_srcu_work,
+        mlx5_odp_srcu.free_implicit_child_mr_srcu_work,
         ("    wait_srcu_gp(dev.odp_srcu, mr.rcu)\n", ""),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -1231,7 +1231,7 @@ HARMLESS = [
     bug(
         REFCOUNT,
         "a child's private left set",
-        odp_implicit.mlx5_ib_dereg_mr,
+        mlx5_odp.mlx5_ib_dereg_mr,
         ("    umem.private = NULL\n", ""),
         at="teardown-vs-munmap",
         breaks="holds",

@@ -18,13 +18,8 @@ command costs more than a UMR are not modelled.
 
 from __future__ import annotations
 
-from faultpath.designs.odp_implicit import (
-    Mr,
-    mlx5_mn_ops,
-    mlx5r_deref_odp_mkey,
-    mlx5r_deref_wait_odp_mkey,
-    pagefault_real_mr,
-)
+from faultpath.designs.mlx5_ib import Mr, mlx5r_deref_odp_mkey, mlx5r_deref_wait_odp_mkey
+from faultpath.designs.mlx5_odp import mlx5_mn_ops, pagefault_real_mr
 from faultpath.designs.region_cache import REGION, Region, Verbs, ibv_close_device, ibv_reg_mr, lkey_of, region_at
 from faultpath.driver import *
 from faultpath.kernel.umem_odp import Umem, ib_umem_odp_get, ib_umem_odp_map_present_and_lock, ib_umem_odp_release
