@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from faultpath.designs import drm_gpusvm as xe
 from faultpath.designs import full_va, kvm, mlx5_ib, mlx5_odp, mlx5_odp_srcu, odp_implicit, odp_implicit_fixed, uvm_hmm
-from faultpath.kernel import drm_gpusvm, hmm, mmu_notifier, srcu, umem_odp, workqueue
+from faultpath.kernel import drm_gpusvm, hmm, kvm_main, mmu_notifier, srcu, umem_odp, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
@@ -534,7 +534,7 @@ PLAIN = [
     bug(
         KVM,
         "a fault trusts the merged range alone",
-        kvm.mmu_invalidate_retry_hva,
+        kvm_main.mmu_invalidate_retry_hva,
         ("return kvm.mmu_invalidate_seq != mmu_seq", "return 0"),
         at="fault-vs-dontneed",
         breaks="coherence",
@@ -542,7 +542,7 @@ PLAIN = [
     bug(
         KVM,
         "a fault trusts the sequence number alone",
-        kvm.mmu_invalidate_retry_hva,
+        kvm_main.mmu_invalidate_retry_hva,
         ("if in_progress and hva >=", "if False and hva >="),
         at="fault-vs-dontneed",
         breaks="coherence",
@@ -559,7 +559,7 @@ PLAIN = [
     bug(
         KVM,
         "an invalidation takes the place of the one in progress",
-        kvm.kvm_mmu_invalidate_begin,
+        kvm_main.kvm_mmu_invalidate_begin,
         ("if kvm.mmu_invalidate_in_progress == 1:", "if kvm.mmu_invalidate_in_progress:"),
         at="background",
         breaks="coherence",
@@ -567,7 +567,7 @@ PLAIN = [
     bug(
         KVM,
         "memslots swapped while an invalidation is in progress",
-        kvm.kvm_swap_active_memslots,
+        kvm_main.kvm_swap_active_memslots,
         ("    while kvm.mn_active_invalidate_count:\n", "    while False:\n"),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -575,7 +575,7 @@ PLAIN = [
     bug(
         KVM,
         "range_end wakes nobody who changes memslots",
-        kvm.kvm_mmu_notifier_invalidate_range_end,
+        kvm_main.kvm_mmu_notifier_invalidate_range_end,
         ("    if wake:\n        wake_up(kvm.mn_memslots_update_rcuwait)\n", ""),
         at="first-fault-vs-dontneed",
         breaks="progress",
@@ -1249,7 +1249,7 @@ HARMLESS = [
     bug(
         KVM,
         "the other copy of the memslots changed without waiting for its readers",
-        kvm.kvm_swap_active_memslots,
+        kvm_main.kvm_swap_active_memslots,
         ("    synchronize_srcu(kvm.srcu)\n", ""),
         at="first-fault-vs-dontneed",
         breaks="holds",
