@@ -7,7 +7,18 @@ what makes up for them is said.
 from __future__ import annotations
 
 from faultpath.designs import drm_gpusvm as xe
-from faultpath.designs import full_va, kvm, mlx5_ib, mlx5_odp, mlx5_odp_srcu, odp_implicit, odp_implicit_fixed, uvm_hmm
+from faultpath.designs import (
+    full_va,
+    kvm,
+    mlx5_ib,
+    mlx5_odp,
+    mlx5_odp_srcu,
+    odp_implicit,
+    odp_implicit_fixed,
+    uvm_hmm,
+    uvm_va_block,
+    uvm_va_space,
+)
 from faultpath.kernel import drm_gpusvm, hmm, kvm_main, mmu_notifier, srcu, umem_odp, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
@@ -486,7 +497,7 @@ BLOCKS = [
     bug(
         UVM,
         "a block's own count is not raised",
-        uvm_hmm.hmm_invalidate,
+        uvm_va_block.hmm_invalidate,
         ("        va_block.changed += 1\n", ""),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -511,7 +522,7 @@ BLOCKS = [
     bug(
         UVM,
         "bottom halves are not waited for",
-        uvm_hmm.uvm_va_space_mm_shutdown,
+        uvm_va_space.uvm_va_space_mm_shutdown,
         ("    mutex_lock(gpu.service_lock)  # uvm_gpu_replayable_buffer_flush()\n", ""),
         ("    mutex_unlock(gpu.service_lock)\n", ""),
         at="teardown-vs-fault",
@@ -520,7 +531,7 @@ BLOCKS = [
     bug(
         UVM,
         "a block is freed before its notifier is removed",
-        uvm_hmm.uvm_hmm_va_space_destroy,
+        uvm_va_block.uvm_hmm_va_space_destroy,
         (
             "        mmu_interval_notifier_remove(va_block)\n        uvm_va_block_kill(va_block)\n",
             "        uvm_va_block_kill(va_block)\n        mmu_interval_notifier_remove(va_block)\n",
@@ -1240,7 +1251,7 @@ HARMLESS = [
     bug(
         UVM,
         "a fault's own invalidations make it retry",
-        uvm_hmm.hmm_invalidated,
+        uvm_va_block.hmm_invalidated,
         ("mutex_is_mine(gpu.service_lock)", "0"),
         at="fault-vs-cow",
         breaks="holds",
