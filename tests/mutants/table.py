@@ -18,6 +18,8 @@ from faultpath.designs import (
     uvm_hmm,
     uvm_va_block,
     uvm_va_space,
+    xe_svm,
+    xe_vm,
 )
 from faultpath.kernel import drm_gpusvm, hmm, kvm_main, mmu_notifier, srcu, umem_odp, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
@@ -1054,7 +1056,7 @@ RANGES = [
     bug(
         GPUSVM,
         "a bind committed without asking for the pages",
-        xe.xe_vm_range_rebind,
+        xe_vm.xe_vm_range_rebind,
         (
             "    if not drm_gpusvm_range_pages_valid(r):\n        up_read(vm.notifier_lock)\n        return -EAGAIN\n",
             "",
@@ -1078,7 +1080,7 @@ RANGES = [
     bug(
         GPUSVM,
         "a callback that leaves the pages valid",
-        xe.xe_svm_range_notifier_event_end,
+        xe_svm.xe_svm_range_notifier_event_end,
         ("    drm_gpusvm_range_unmap_pages(r)\n", ""),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -1111,7 +1113,7 @@ RANGES = [
     bug(
         GPUSVM,
         "a range on the garbage collector's list twice",
-        xe.xe_svm_garbage_collector_add_range,
+        xe_svm.xe_svm_garbage_collector_add_range,
         ("    if list_empty(r.garbage_collector_link):\n", "    if vm.size:\n"),
         at="unmapped-twice",
         breaks="structure",
