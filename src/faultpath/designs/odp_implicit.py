@@ -20,8 +20,8 @@ MR cache, prefetch and the command that resumes the stalled queue pair are not m
 ``page_faults`` are the implicit MR's. Invalidations are counted for the child, an MR that no tool shows: what ``rdma
 statistic`` prints as the implicit MR's page_invalidations stays 0.
 
-Children are made here, and faults begin here. ``mlx5_odp`` has what an MR has whatever kind it is, the callback and the
-fault of a page, and today's way to destroy; ``mlx5_odp_srcu`` that of v5.6; ``mlx5_ib`` the structures.
+Children are made here, and faults begin here. ``mlx5_odp`` has the callback and the fault of a page, which explicit MRs
+have as well, and today's destruction, ``mlx5_odp_srcu`` that of v5.6, ``mlx5_ib`` the structures.
 """
 
 from __future__ import annotations
