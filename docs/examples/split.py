@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from faultpath.designs import uvm_hmm
-from faultpath.designs.uvm_hmm import (
-    Gpu,
+from faultpath.designs.uvm_va_block import (
     VaBlock,
-    VaSpace,
     hmm_invalidate,
     uvm_hmm_notifier_ops,
     uvm_va_block_create,
     uvm_va_block_kill,
 )
+from faultpath.designs.uvm_va_space import Gpu, VaSpace
 from faultpath.driver import *
-from faultpath.kernel.mmu_notifier import IntervalNode
-from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
 from faultpath.scenario import DEVICE, Call, Scenario, access, address, map_memory, munmap, oom_reap, reclaim
 
 

@@ -6,17 +6,19 @@ These names stay where they are; where each is defined may change.
 from __future__ import annotations
 
 from faultpath.design import CLOSE_DURING_FAULT, PARALLEL_FAULTS, Design, Parameter
-from faultpath.engine.world import SCRATCH
-from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
+from faultpath.engine.world import LOOKUP_STEPS, SCRATCH
+from faultpath.kernel.errno import EACCES, EAGAIN, EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM, EPERM
 from faultpath.kernel.gup import get_user_page_fast_only, get_user_pages
 from faultpath.kernel.hmm import hmm_range_fault, hmm_range_fault_pages, hmm_range_snapshot
 from faultpath.kernel.mirror import Device
 from faultpath.kernel.mm.fork import mmget, mmget_not_zero, mmput, mmput_async
+from faultpath.kernel.mm.vma import PROT_READ, PROT_WRITE, Vma, find_vma, vma_at
 from faultpath.kernel.mmu_notifier import (
     MMU_NOTIFY_RELEASE,
     MMU_NOTIFY_SOFT_DIRTY,
     MMU_NOTIFY_UNMAP,
     ULONG_MAX,
+    IntervalNode,
     IntervalNotifier,
     Mm,
     Notifier,
@@ -32,7 +34,15 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_register,
     mmu_notifier_unregister,
 )
-from faultpath.kernel.primitives.atomic import Atomic, atomic_dec, atomic_dec_and_test, atomic_inc, atomic_read
+from faultpath.kernel.primitives.atomic import (
+    Atomic,
+    atomic_cmpxchg,
+    atomic_dec,
+    atomic_dec_and_test,
+    atomic_inc,
+    atomic_inc_return,
+    atomic_read,
+)
 from faultpath.kernel.primitives.heap import (
     GFP_ATOMIC,
     GFP_KERNEL,
@@ -40,10 +50,36 @@ from faultpath.kernel.primitives.heap import (
     embedded,
     kfree,
     kmalloc,
+    kvcalloc,
+    kvfree,
     off_stack,
     on_stack,
 )
-from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next, queue_work
+from faultpath.kernel.primitives.itree import (
+    itree_first,
+    itree_insert,
+    itree_last,
+    itree_next,
+    itree_prev,
+    itree_remove,
+    rb_clear_node,
+)
+from faultpath.kernel.primitives.list_head import (
+    list_add_tail,
+    list_del,
+    list_del_init,
+    list_empty,
+    list_first,
+    list_next,
+)
+from faultpath.kernel.primitives.lists import (
+    cancel_work,
+    hlist_add_head,
+    hlist_del,
+    hlist_first,
+    hlist_next,
+    queue_work,
+)
 from faultpath.kernel.primitives.locks import (
     down_read,
     down_read_trylock,
@@ -51,6 +87,7 @@ from faultpath.kernel.primitives.locks import (
     downgrade_write,
     mutex_is_mine,
     mutex_lock,
+    mutex_lock_nested,
     mutex_trylock,
     mutex_unlock,
     read_lock,
@@ -110,6 +147,8 @@ from faultpath.protocol.language import NULL, Ops, container_of, count, has_op, 
 from faultpath.protocol.struct import (
     HlistHead,
     HlistNode,
+    IntervalTree,
+    ListHead,
     Mutex,
     PageTable,
     ParentMutex,
@@ -120,20 +159,24 @@ from faultpath.protocol.struct import (
     Struct,
     WaitQueue,
     Work,
+    XaLock,
     XArray,
 )
 
 __all__ = [
     "CLOSE_DURING_FAULT",
+    "EACCES",
     "EAGAIN",
     "EBUSY",
     "EFAULT",
     "EINVAL",
+    "ENOENT",
     "ENOMEM",
     "EPERM",
     "GFP_ATOMIC",
     "GFP_KERNEL",
     "GFP_NOMEMALLOC",
+    "LOOKUP_STEPS",
     "MMU_NOTIFY_RELEASE",
     "MMU_NOTIFY_SOFT_DIRTY",
     "MMU_NOTIFY_UNMAP",
@@ -141,6 +184,8 @@ __all__ = [
     "PAGE_SHIFT",
     "PAGE_SIZE",
     "PARALLEL_FAULTS",
+    "PROT_READ",
+    "PROT_WRITE",
     "SCRATCH",
     "ULONG_MAX",
     "VALID",
@@ -151,7 +196,10 @@ __all__ = [
     "Device",
     "HlistHead",
     "HlistNode",
+    "IntervalNode",
     "IntervalNotifier",
+    "IntervalTree",
+    "ListHead",
     "Mm",
     "Mutex",
     "Notifier",
@@ -166,13 +214,18 @@ __all__ = [
     "SpinLock",
     "Srcu",
     "Struct",
+    "Vma",
     "WaitQueue",
     "Work",
     "XArray",
+    "XaLock",
+    "atomic_cmpxchg",
     "atomic_dec",
     "atomic_dec_and_test",
     "atomic_inc",
+    "atomic_inc_return",
     "atomic_read",
+    "cancel_work",
     "complete",
     "complete_all",
     "completion_done",
@@ -186,6 +239,7 @@ __all__ = [
     "down_write",
     "downgrade_write",
     "embedded",
+    "find_vma",
     "flush_work",
     "flush_workqueue",
     "get_state_synchronize_srcu",
@@ -199,8 +253,22 @@ __all__ = [
     "hmm_range_fault",
     "hmm_range_fault_pages",
     "hmm_range_snapshot",
+    "itree_first",
+    "itree_insert",
+    "itree_last",
+    "itree_next",
+    "itree_prev",
+    "itree_remove",
     "kfree",
     "kmalloc",
+    "kvcalloc",
+    "kvfree",
+    "list_add_tail",
+    "list_del",
+    "list_del_init",
+    "list_empty",
+    "list_first",
+    "list_next",
     "mmdrop",
     "mmget",
     "mmget_not_zero",
@@ -217,6 +285,7 @@ __all__ = [
     "mmu_notifier_unregister",
     "mutex_is_mine",
     "mutex_lock",
+    "mutex_lock_nested",
     "mutex_trylock",
     "mutex_unlock",
     "off_stack",
@@ -233,6 +302,7 @@ __all__ = [
     "pt_set",
     "pt_write_protect",
     "queue_work",
+    "rb_clear_node",
     "read_lock",
     "read_unlock",
     "refcount_dec_and_test",
@@ -250,6 +320,7 @@ __all__ = [
     "try_wait_for_completion",
     "up_read",
     "up_write",
+    "vma_at",
     "wait_event",
     "wait_for_completion",
     "wait_until",

@@ -9,8 +9,8 @@ import pytest
 from faultpath.catalog import find, integers
 from faultpath.design import Design
 from faultpath.designs import nouveau_v6, odp_implicit
+from faultpath.designs.mlx5_ib import Mdev, Mkey
 from faultpath.designs.nouveau_v6 import Svm
-from faultpath.designs.odp_implicit import Mdev, Mkey
 from faultpath.engine import world
 from faultpath.engine.replay import link
 from faultpath.engine.step import BLOCKED, ENDED, STEPPED, Stepper

@@ -9,8 +9,8 @@ import pytest
 
 from faultpath.catalog import run_file
 from faultpath.design import Design
-from faultpath.designs import uvm_hmm
-from faultpath.designs.uvm_hmm import VaBlock
+from faultpath.designs import uvm_hmm, uvm_va_block
+from faultpath.designs.uvm_va_block import VaBlock
 from faultpath.engine.check import Check
 from faultpath.engine.status import VIOLATIONS
 from faultpath.kernel.mm.reclaim import mm_reclaim
@@ -136,7 +136,7 @@ reclaiming = run_file(str(EXAMPLES / "direct_reclaim.py"))
 splitting = run_file(str(EXAMPLES / "split.py"))
 
 
-@protocol(replaces=uvm_hmm.hmm_invalidated)
+@protocol(replaces=uvm_va_block.hmm_invalidated)
 def nothing_is_exempt(va_block: VaBlock) -> None:
     """The fault's own invalidations make it retry, as any other's."""
 

@@ -7,8 +7,21 @@ what makes up for them is said.
 from __future__ import annotations
 
 from faultpath.designs import drm_gpusvm as xe
-from faultpath.designs import full_va, kvm, odp_implicit, odp_implicit_fixed, uvm_hmm
-from faultpath.kernel import drm_gpusvm, hmm, mmu_notifier, srcu, workqueue
+from faultpath.designs import (
+    full_va,
+    kvm,
+    mlx5_ib,
+    mlx5_odp,
+    mlx5_odp_srcu,
+    odp_implicit,
+    odp_implicit_fixed,
+    uvm_hmm,
+    uvm_va_block,
+    uvm_va_space,
+    xe_svm,
+    xe_vm,
+)
+from faultpath.kernel import drm_gpusvm, hmm, kvm_main, mmu_notifier, srcu, umem_odp, workqueue
 from faultpath.kernel.mm import fault, fork, madvise, mmap, mprotect, mremap, raising, reclaim
 from faultpath.kernel.primitives import wait
 from faultpath.protocol.program import Source
@@ -291,7 +304,7 @@ ODP = [
     bug(
         REFCOUNT,
         "set_seq skipped when the child has no pages",
-        odp_implicit.mlx5_ib_invalidate_range,
+        mlx5_odp.mlx5_ib_invalidate_range,
         ("    mmu_interval_set_seq(mni, cur_seq)\n    if not umem.npages", "    if not umem.npages"),
         ("    mr = Mr(umem.private)\n", "    mmu_interval_set_seq(mni, cur_seq)\n    mr = Mr(umem.private)\n"),
         at="first-fault-vs-dontneed",
@@ -300,7 +313,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a non-blockable event waits",
-        odp_implicit.mlx5_ib_invalidate_range,
+        mlx5_odp.mlx5_ib_invalidate_range,
         ("    if not range.blockable:\n        return 0\n", ""),
         at="oom-vs-munmap",
         breaks="locks",
@@ -308,7 +321,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a child destroyed inside its callback",
-        odp_implicit.destroy_unused_implicit_child_mr,
+        mlx5_odp.destroy_unused_implicit_child_mr,
         ("queue_work(mr.odp_destroy, free_implicit_child_mr_work, mr)", "free_implicit_child_mr_work(mr)"),
         at="fault-vs-dontneed",
         breaks="locks|progress",
@@ -316,16 +329,16 @@ ODP = [
     bug(
         REFCOUNT,
         "a child's destruction queued by every event that finds it empty",
-        odp_implicit.mlx5_ib_invalidate_range,
+        mlx5_odp.mlx5_ib_invalidate_range,
         ("    if not umem.npages:\n        mutex_unlock(umem.umem_mutex)\n        return 1\n", ""),
         at="dontneed-vs-reclaim",
         breaks="lifetime",
-        variant=(mutated(odp_implicit.destroy_unused_implicit_child_mr, UNASKED),),
+        variant=(mutated(mlx5_odp.destroy_unused_implicit_child_mr, UNASKED),),
     ),
     bug(
         REFCOUNT,
         "no reference to the parent while a child goes",
-        odp_implicit.destroy_unused_implicit_child_mr,
+        mlx5_odp.destroy_unused_implicit_child_mr,
         ("    if not refcount_inc_not_zero(imr.usecount):\n        return\n", ""),
         at="teardown-vs-munmap",
         breaks="lifetime",
@@ -363,7 +376,7 @@ ODP = [
     bug(
         REFCOUNT,
         "destruction does not wait for the faults in the child",
-        odp_implicit.free_implicit_child_mr_work,
+        mlx5_odp.free_implicit_child_mr_work,
         ("    mlx5r_deref_wait_odp_mkey(mr)\n", "    mlx5r_deref_odp_mkey(mr)\n"),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -371,7 +384,7 @@ ODP = [
     bug(
         REFCOUNT,
         "the device's entry for a child that goes left as it is",
-        odp_implicit.free_implicit_child_mr_work,
+        mlx5_odp.free_implicit_child_mr_work,
         ("    update_ksm(imr, mr.umem.start >> imr.child_shift)\n", ""),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -379,7 +392,7 @@ ODP = [
     bug(
         REFCOUNT,
         "the device's entries updated without a lock",
-        odp_implicit.update_ksm,
+        mlx5_ib.update_ksm,
         ("    mutex_lock(imr.umem_mutex)\n", ""),
         ("    mutex_unlock(imr.umem_mutex)\n", ""),
         at="first-fault-vs-dontneed",
@@ -388,7 +401,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a umem freed with its interval registered",
-        odp_implicit.ib_umem_odp_release,
+        umem_odp.ib_umem_odp_release,
         ("    mmu_interval_notifier_remove(umem)\n", ""),
         at="teardown-vs-munmap",
         breaks="lifetime",
@@ -396,7 +409,7 @@ ODP = [
     bug(
         REFCOUNT,
         "umem_mutex not held when the fault returns",
-        odp_implicit.ib_umem_odp_map_dma_and_lock,
+        umem_odp.ib_umem_odp_map_dma_and_lock,
         (
             "        if mmu_interval_read_retry(umem, seq):\n"
             "            mutex_unlock(umem.umem_mutex)\n"
@@ -415,7 +428,7 @@ ODP = [
     bug(
         REFCOUNT,
         "a mapped page not counted",
-        odp_implicit.ib_umem_odp_map_dma_and_lock,
+        umem_odp.ib_umem_odp_map_dma_and_lock,
         ("        umem.npages += 1\n", ""),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -423,7 +436,7 @@ ODP = [
     bug(
         REFCOUNT,
         "mmput() under umem_mutex (amdkfd, cf234231fcbc mends its like)",
-        odp_implicit.ib_umem_odp_map_dma_and_lock,
+        umem_odp.ib_umem_odp_map_dma_and_lock,
         ("    mmput_async(mm)\n    return 0", "    mmput(mm)\n    return 0"),
         at="exit-vs-fault",
         breaks="locks",
@@ -462,7 +475,7 @@ ODP = [
     bug(
         SRCU,
         "destruction does not wait for a grace period",
-        odp_implicit.free_implicit_child_mr_srcu_work,
+        mlx5_odp_srcu.free_implicit_child_mr_srcu_work,
         ("    wait_srcu_gp(dev.odp_srcu, mr.rcu)\n", ""),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -486,7 +499,7 @@ BLOCKS = [
     bug(
         UVM,
         "a block's own count is not raised",
-        uvm_hmm.hmm_invalidate,
+        uvm_va_block.hmm_invalidate,
         ("        va_block.changed += 1\n", ""),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -511,7 +524,7 @@ BLOCKS = [
     bug(
         UVM,
         "bottom halves are not waited for",
-        uvm_hmm.uvm_va_space_mm_shutdown,
+        uvm_va_space.uvm_va_space_mm_shutdown,
         ("    mutex_lock(gpu.service_lock)  # uvm_gpu_replayable_buffer_flush()\n", ""),
         ("    mutex_unlock(gpu.service_lock)\n", ""),
         at="teardown-vs-fault",
@@ -520,7 +533,7 @@ BLOCKS = [
     bug(
         UVM,
         "a block is freed before its notifier is removed",
-        uvm_hmm.uvm_hmm_va_space_destroy,
+        uvm_va_block.uvm_hmm_va_space_destroy,
         (
             "        mmu_interval_notifier_remove(va_block)\n        uvm_va_block_kill(va_block)\n",
             "        uvm_va_block_kill(va_block)\n        mmu_interval_notifier_remove(va_block)\n",
@@ -534,7 +547,7 @@ PLAIN = [
     bug(
         KVM,
         "a fault trusts the merged range alone",
-        kvm.mmu_invalidate_retry_hva,
+        kvm_main.mmu_invalidate_retry_hva,
         ("return kvm.mmu_invalidate_seq != mmu_seq", "return 0"),
         at="fault-vs-dontneed",
         breaks="coherence",
@@ -542,7 +555,7 @@ PLAIN = [
     bug(
         KVM,
         "a fault trusts the sequence number alone",
-        kvm.mmu_invalidate_retry_hva,
+        kvm_main.mmu_invalidate_retry_hva,
         ("if in_progress and hva >=", "if False and hva >="),
         at="fault-vs-dontneed",
         breaks="coherence",
@@ -559,7 +572,7 @@ PLAIN = [
     bug(
         KVM,
         "an invalidation takes the place of the one in progress",
-        kvm.kvm_mmu_invalidate_begin,
+        kvm_main.kvm_mmu_invalidate_begin,
         ("if kvm.mmu_invalidate_in_progress == 1:", "if kvm.mmu_invalidate_in_progress:"),
         at="background",
         breaks="coherence",
@@ -567,7 +580,7 @@ PLAIN = [
     bug(
         KVM,
         "memslots swapped while an invalidation is in progress",
-        kvm.kvm_swap_active_memslots,
+        kvm_main.kvm_swap_active_memslots,
         ("    while kvm.mn_active_invalidate_count:\n", "    while False:\n"),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -575,7 +588,7 @@ PLAIN = [
     bug(
         KVM,
         "range_end wakes nobody who changes memslots",
-        kvm.kvm_mmu_notifier_invalidate_range_end,
+        kvm_main.kvm_mmu_notifier_invalidate_range_end,
         ("    if wake:\n        wake_up(kvm.mn_memslots_update_rcuwait)\n", ""),
         at="first-fault-vs-dontneed",
         breaks="progress",
@@ -1043,7 +1056,7 @@ RANGES = [
     bug(
         GPUSVM,
         "a bind committed without asking for the pages",
-        xe.xe_vm_range_rebind,
+        xe_vm.xe_vm_range_rebind,
         (
             "    if not drm_gpusvm_range_pages_valid(r):\n        up_read(vm.notifier_lock)\n        return -EAGAIN\n",
             "",
@@ -1067,7 +1080,7 @@ RANGES = [
     bug(
         GPUSVM,
         "a callback that leaves the pages valid",
-        xe.xe_svm_range_notifier_event_end,
+        xe_svm.xe_svm_range_notifier_event_end,
         ("    drm_gpusvm_range_unmap_pages(r)\n", ""),
         at="first-fault-vs-dontneed",
         breaks="coherence",
@@ -1100,7 +1113,7 @@ RANGES = [
     bug(
         GPUSVM,
         "a range on the garbage collector's list twice",
-        xe.xe_svm_garbage_collector_add_range,
+        xe_svm.xe_svm_garbage_collector_add_range,
         ("    if list_empty(r.garbage_collector_link):\n", "    if vm.size:\n"),
         at="unmapped-twice",
         breaks="structure",
@@ -1231,7 +1244,7 @@ HARMLESS = [
     bug(
         REFCOUNT,
         "a child's private left set",
-        odp_implicit.mlx5_ib_dereg_mr,
+        mlx5_odp.mlx5_ib_dereg_mr,
         ("    umem.private = NULL\n", ""),
         at="teardown-vs-munmap",
         breaks="holds",
@@ -1240,7 +1253,7 @@ HARMLESS = [
     bug(
         UVM,
         "a fault's own invalidations make it retry",
-        uvm_hmm.hmm_invalidated,
+        uvm_va_block.hmm_invalidated,
         ("mutex_is_mine(gpu.service_lock)", "0"),
         at="fault-vs-cow",
         breaks="holds",
@@ -1249,7 +1262,7 @@ HARMLESS = [
     bug(
         KVM,
         "the other copy of the memslots changed without waiting for its readers",
-        kvm.kvm_swap_active_memslots,
+        kvm_main.kvm_swap_active_memslots,
         ("    synchronize_srcu(kvm.srcu)\n", ""),
         at="first-fault-vs-dontneed",
         breaks="holds",

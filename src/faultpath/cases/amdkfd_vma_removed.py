@@ -18,7 +18,6 @@ from faultpath.cases import mirror
 from faultpath.cases.case import BUGGY, FINAL_FIX, HOLDS, Case, Variant, memory
 from faultpath.cases.mirror import Mirror, mirror_init, mirror_ops
 from faultpath.driver import *
-from faultpath.kernel.mm.vma import vma_at
 from faultpath.scenario import Scenario, fault, munmap
 
 

@@ -17,8 +17,7 @@ from faultpath.cases.case import BUGGY, FINAL_FIX, HOLDS, Case, Variant, memory
 from faultpath.driver import *
 from faultpath.kernel.mm import fault as mm_fault
 from faultpath.kernel.mm.fault import new_anon_page
-from faultpath.kernel.mm.vma import Vma, vma_at
-from faultpath.kernel.primitives.pagetable import WRITE, pt_cmpxchg
+from faultpath.kernel.primitives.pagetable import pt_cmpxchg
 from faultpath.scenario import MM, Call, Scenario, address, cpu_access
 
 DEVICE_PRIVATE = 1 << 15  # of a CPU's entry that is not valid: the page is in a device's memory

@@ -16,7 +16,6 @@ from faultpath.cases import mirror
 from faultpath.cases.case import BUGGY, FINAL_FIX, HOLDS, Case, Variant, memory
 from faultpath.driver import *
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
-from faultpath.kernel.primitives.pagetable import pt_clear
 from faultpath.scenario import MM, Call, Scenario, address, fault
 
 

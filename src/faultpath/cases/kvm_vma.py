@@ -19,7 +19,6 @@ from faultpath.cases.case import BUGGY, FINAL_FIX, HOLDS, Case, Variant, unmap
 from faultpath.driver import *
 from faultpath.kernel.mm.fault import new_anon_page
 from faultpath.kernel.mm.mmap import map_vma
-from faultpath.kernel.mm.vma import vma_at
 from faultpath.scenario import MM, PRIVATE_ANONYMOUS, READ_WRITE, Call, Scenario, address, fault
 
 

@@ -7,7 +7,6 @@ callback, the open or the close has its own.
 from __future__ import annotations
 
 from faultpath.cases.case import nothing_is_shared
-from faultpath.design import Design
 from faultpath.driver import *
 from faultpath.scenario import SPAN
 

@@ -20,9 +20,7 @@ from faultpath.cases.kvm_vma import Kvm, kvm_init, kvm_mmu_notifier_ops, stage2_
 from faultpath.driver import *
 from faultpath.kernel.mm.fault import wp_page_copy
 from faultpath.kernel.mm.raising import RAISES_CALLS
-from faultpath.kernel.mm.vma import vma_at
 from faultpath.kernel.mmu_notifier import __mmu_notifier_register
-from faultpath.kernel.primitives.pagetable import pt_get
 from faultpath.scenario import DEVICE, MM, Call, Scenario, address
 
 

@@ -20,8 +20,7 @@ from faultpath.driver import *
 from faultpath.kernel.mm import fault as mm_fault
 from faultpath.kernel.mm.fault import EXCLUSIVE, handle_mm_fault
 from faultpath.kernel.mm.raising import RAISES_ALL
-from faultpath.kernel.mm.vma import Vma, vma_at
-from faultpath.kernel.primitives.pagetable import DEVICE_BITS, pt_cmpxchg, pt_write_protect
+from faultpath.kernel.primitives.pagetable import DEVICE_BITS, pt_cmpxchg
 from faultpath.kernel.primitives.tlb import tlb_access, tlb_flush
 from faultpath.protocol.language import hook
 from faultpath.scenario import DEVICE, MM, Call, Scenario, address, cpu_access

@@ -26,7 +26,6 @@ process and its queues, ``kfd_priv`` the structures.
 
 from __future__ import annotations
 
-from faultpath.design import PARALLEL_FAULTS, Design, Parameter
 from faultpath.designs.kfd_priv import SVM_OP_ADD_RANGE, SVM_OP_UNMAP_RANGE, ItNode, Kfd, KfdProcess, SvmRange
 from faultpath.designs.kfd_process import (
     kfd_lookup_process,
@@ -38,34 +37,7 @@ from faultpath.designs.kfd_process import (
 from faultpath.designs.kfd_svm_map import svm_range_restore_work, svm_range_validate_and_map
 from faultpath.designs.kfd_svm_notifier import svm_range_add_notifier_locked, svm_range_mn_ops
 from faultpath.designs.kfd_svm_range import next_piece, svm_range_add_to_svms, svm_range_new
-from faultpath.engine.world import INDEX
-from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, EPERM
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mm.vma import PROT_READ, PROT_WRITE, find_vma
-from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
-from faultpath.kernel.primitives.atomic import atomic_read
-from faultpath.kernel.primitives.itree import itree_first, itree_last, itree_prev
-from faultpath.kernel.primitives.list_head import list_empty
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    down_write,
-    downgrade_write,
-    mutex_lock,
-    mutex_unlock,
-    spin_lock,
-    spin_unlock,
-    up_read,
-    up_write,
-)
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, VALID, WRITE, pt_get
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.kernel.primitives.wait import wake_up
-from faultpath.kernel.workqueue import flush_work
-from faultpath.protocol.language import NULL, count, protocol
-
-LOOKUP_STEPS = INDEX["lookup_steps"]
-
+from faultpath.driver import *
 
 # --- which range
 

@@ -24,21 +24,7 @@ from faultpath.designs.kfd_priv import SVM_OP_ADD_RANGE, HmmRange, KfdProcess, R
 from faultpath.designs.kfd_process import kfd_unref_process, kgd2kfd_quiesce_mm
 from faultpath.designs.kfd_svm_map import svm_range_evict, svm_range_evict_queues, svm_range_restore_work
 from faultpath.designs.kfd_svm_notifier import svm_range_add_notifier_locked, svm_range_invalidate
-from faultpath.kernel.mmu_notifier import (
-    MMU_NOTIFY_RELEASE,
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmu_interval_notifier_remove,
-)
-from faultpath.kernel.primitives.atomic import atomic_inc_return
-from faultpath.kernel.primitives.heap import embedded, kfree
-from faultpath.kernel.primitives.itree import itree_insert, itree_remove
-from faultpath.kernel.primitives.list_head import list_del_init
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import mutex_lock, mutex_unlock
-from faultpath.kernel.primitives.pagetable import pt_copy
-from faultpath.protocol.language import count, protocol
+from faultpath.driver import *
 
 
 @protocol(replaces=kfd_svm_map.svm_range_map_to_gpus)

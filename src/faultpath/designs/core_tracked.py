@@ -18,20 +18,8 @@ and waits. As many may run as like to. One device fault is one page.
 
 from __future__ import annotations
 
-from faultpath.design import Design
+from faultpath.driver import *
 from faultpath.kernel import mmu_notifier_tracked
-from faultpath.kernel.errno import EBUSY, EFAULT, ENOENT
-from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mmu_notifier import (
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
-    mmu_interval_set_seq,
-)
 from faultpath.kernel.mmu_notifier_tracked import (
     Mirror,
     TrackedInterval,
@@ -44,18 +32,6 @@ from faultpath.kernel.mmu_notifier_tracked import (
     mmu_tracked_ops,
     mmu_tracked_put,
 )
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, on_stack
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    mutex_lock,
-    mutex_trylock,
-    mutex_unlock,
-    up_read,
-)
-from faultpath.kernel.primitives.pagetable import device_zap, pt_free, pt_get, pt_init, pt_set
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.protocol.language import NULL, Ops, count, protocol
-from faultpath.protocol.struct import Mutex, PageTable, ParentMutex
 
 
 class GpuMirror(Mirror):

@@ -20,247 +20,33 @@ memory of its own, so no migration. One tile, one GT, whose gtstats are counted;
 jobs and TLB invalidations are over at once, under ``vm->lock``: the VM's reservation object is not modelled. hmm_pfns,
 dma_addr and the entries staged for a bind are one table. The VM is freed with the last reference, which in C queues a
 work item for it.
+
+Faults are here, opening and closing. ``xe_svm`` has the callback and the garbage collector, ``xe_vm`` the structures,
+and what binds a range.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from faultpath.design import Design, Parameter
+from faultpath.designs.xe_svm import gpusvm_ops, xe_svm_garbage_collector
+from faultpath.designs.xe_vm import Vm, XeDevice, XeRange, xe_vm_put, xe_vm_range_rebind
+from faultpath.driver import *
 from faultpath.kernel.drm_gpusvm import (
-    Gpusvm,
-    GpusvmNotifier,
-    GpusvmRange,
-    __drm_gpusvm_range_next,
     drm_gpusvm_fini,
     drm_gpusvm_init,
     drm_gpusvm_notifier_ops,
-    drm_gpusvm_range_find,
     drm_gpusvm_range_find_or_insert,
     drm_gpusvm_range_get_pages,
-    drm_gpusvm_range_pages_valid,
-    drm_gpusvm_range_remove,
-    drm_gpusvm_range_set_unmapped,
-    drm_gpusvm_range_unmap_pages,
 )
-from faultpath.kernel.errno import EAGAIN, EFAULT, EINVAL, ENOENT, EPERM
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mmu_notifier import MMU_NOTIFY_UNMAP, Mm, Range
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
-from faultpath.kernel.primitives.list_head import list_add_tail, list_del, list_empty, list_first
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    down_write,
-    refcount_dec_and_test,
-    refcount_inc,
-    refcount_set,
-    spin_lock,
-    spin_unlock,
-    up_read,
-    up_write,
-)
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_clear, pt_copy, pt_free, pt_get, pt_init
-from faultpath.kernel.workqueue import flush_work, runs_work
-from faultpath.protocol.language import NULL, Ops, container_of, count, protocol
-from faultpath.protocol.struct import ListHead, PageTable, RefCount, RwSem, SpinLock, Work
+from faultpath.kernel.workqueue import runs_work
 
 SZ_4K = 4 << 10
 SZ_64K = 64 << 10
 SZ_2M = 2 << 20
 
 
-class VmLock(RwSem):
-    """``xe_vm.lock``, for writing here: it serialises faults, the garbage collector and close."""
-
-    role = "driver_parent"
-
-
-class Vm(Gpusvm):
-    """``struct xe_vm``, around the ``struct drm_gpusvm`` in it."""
-
-    refcount: RefCount
-    lock: VmLock
-    size: int  # 0 once it is closed
-    pt: PageTable  # pt_root: what the GPU walks
-    gc_lock: SpinLock  # svm.garbage_collector
-    gc_range_list: ListHead  # of XeRanges
-    gc_work: Work
-
-
-class XeRange(GpusvmRange):
-    """``struct xe_svm_range``; 16 bytes of dma_addr more for each page."""
-
-    interval_bytes = 144
-    tile_present: int
-    tile_invalidated: int
-    garbage_collector_link: ListHead
-
-
-class XeDevice(Device):
-    """``struct xe_device``."""
-
-    usm_lock: RwSem
-    vm: Vm  # usm.asid_to_vm, of the one address space
-
-
-# --- references
-
-
-@protocol
-def xe_vm_put(vm: Vm) -> None:
-    """xe_vm_put(), xe_vm_free()."""
-    if refcount_dec_and_test(vm.refcount):
-        kfree(vm)
-
-
-@protocol
-def xe_svm_range_alloc(gpusvm: Gpusvm) -> GpusvmRange:
-    """xe_svm_range_alloc(): a range keeps its VM."""
-    r = kmalloc(XeRange, GFP_KERNEL)
-    if r:
-        refcount_inc(Vm(gpusvm).refcount)
-    return r
-
-
-@protocol
-def xe_svm_range_free(r: GpusvmRange) -> None:
-    """xe_svm_range_free()."""
-    vm = Vm(r.gpusvm)
-    kfree(XeRange(r))
-    xe_vm_put(vm)
-
-
-# --- the callback
-
-
-@protocol
-def xe_svm_garbage_collector_add_range(vm: Vm, r: XeRange) -> None:
-    """xe_svm_garbage_collector_add_range()."""
-    drm_gpusvm_range_set_unmapped(r)
-    spin_lock(vm.gc_lock)
-    if list_empty(r.garbage_collector_link):
-        list_add_tail(r.garbage_collector_link, vm.gc_range_list)
-    spin_unlock(vm.gc_lock)
-    queue_work(vm.gc_work, xe_svm_garbage_collector_work_func, vm)
-
-
-@protocol
-def xe_svm_range_notifier_event_begin(vm: Vm, r: XeRange) -> int:
-    """xe_svm_range_notifier_event_begin(), xe_pt_zap_ptes_range(): whether the TLB must hear of it."""
-    if r.unmapped or not r.tile_present or r.tile_invalidated:
-        return 0
-    device_zap(vm.pt, r.start, r.last + 1)
-    r.tile_invalidated = 1
-    count("svm_tlb_inval_count")
-    return 1
-
-
-@protocol
-def xe_svm_range_notifier_event_end(vm: Vm, r: XeRange, mmu_range: Range) -> None:
-    """xe_svm_range_notifier_event_end()."""
-    drm_gpusvm_range_unmap_pages(r)
-    if vm.size and mmu_range.event == MMU_NOTIFY_UNMAP:
-        xe_svm_garbage_collector_add_range(vm, r)
-
-
-@protocol
-def xe_svm_invalidate(gpusvm: Gpusvm, notifier: GpusvmNotifier, mmu_range: Range) -> None:
-    """xe_svm_invalidate(): every range that the event touches, whole, and one TLB invalidation.
-
-    C's loops go by bounds that it widens to those of the ranges meanwhile; ranges are disjoint, so they are the same.
-    """
-    vm = Vm(gpusvm)
-    start = max(notifier.start, mmu_range.start)
-    end = min(notifier.last + 1, mmu_range.end)
-    first = drm_gpusvm_range_find(notifier, start, end)
-    if not first:
-        return
-    if vm.size:
-        zapped = 0
-        r = first
-        while r:
-            zapped = zapped | xe_svm_range_notifier_event_begin(vm, XeRange(r))
-            r = __drm_gpusvm_range_next(r, start, end)
-        if zapped:
-            count("device_commands")
-            count("tlb_inval_count")  # xe_vm_range_tilemask_tlb_inval()
-    r = first
-    while r:
-        xe_svm_range_notifier_event_end(vm, XeRange(r), mmu_range)
-        r = __drm_gpusvm_range_next(r, start, end)
-
-
-gpusvm_ops = Ops(
-    "gpusvm_ops", gpusvm_invalidate=xe_svm_invalidate, range_alloc=xe_svm_range_alloc, range_free=xe_svm_range_free
-)
-
-
-# --- ranges go
-
-
-@protocol
-def xe_vm_range_unbind(vm: Vm, r: XeRange) -> None:
-    """xe_vm_range_unbind(): a page-table job and a TLB invalidation, whatever a callback has done already."""
-    if not r.tile_present:
-        return
-    down_read(vm.notifier_lock)
-    count("device_commands")
-    pt_clear(vm.pt, r.start, r.last + 1)
-    count("tlb_inval_count")
-    r.tile_present = 0
-    up_read(vm.notifier_lock)
-
-
-@protocol
-def xe_svm_garbage_collector(vm: Vm) -> int:
-    """xe_svm_garbage_collector(), ``vm->lock`` held for writing: everything on the list, in its order."""
-    if not vm.size:
-        return -ENOENT
-    spin_lock(vm.gc_lock)
-    while True:
-        link = list_first(vm.gc_range_list)
-        if not link:
-            break
-        r = container_of(XeRange, "garbage_collector_link", link)
-        list_del(r.garbage_collector_link)
-        spin_unlock(vm.gc_lock)
-        xe_vm_range_unbind(vm, r)
-        drm_gpusvm_range_remove(vm, r)
-        spin_lock(vm.gc_lock)
-    spin_unlock(vm.gc_lock)
-    return 0
-
-
-@protocol
-def xe_svm_garbage_collector_work_func(vm: Vm) -> None:
-    """xe_svm_garbage_collector_work_func()."""
-    down_write(vm.lock)
-    xe_svm_garbage_collector(vm)
-    up_write(vm.lock)
-
-
 # --- the fault
-
-
-@protocol
-def xe_vm_range_rebind(vm: Vm, r: XeRange) -> int:
-    """xe_vm_range_rebind(): xe_pt_stage_bind(), xe_pt_svm_userptr_pre_commit(), the job, and op_commit()."""
-    down_read(vm.notifier_lock)
-    valid = drm_gpusvm_range_pages_valid(r)
-    up_read(vm.notifier_lock)
-    if not valid:
-        return -EAGAIN
-    down_read(vm.notifier_lock)
-    if not drm_gpusvm_range_pages_valid(r):
-        up_read(vm.notifier_lock)
-        return -EAGAIN
-    count("device_commands")
-    pt_copy(vm.pt, vm.dma_addr, r.start, r.last + 1)
-    r.tile_present = 1
-    r.tile_invalidated = 0
-    up_read(vm.notifier_lock)
-    return 0
 
 
 @protocol
@@ -391,6 +177,7 @@ def xe_vm_close_and_put(xe: XeDevice) -> None:
 
 
 size_parameter = partial(Parameter, unit="bytes", minimum=PAGE_SIZE, power_of_two=True)
+
 
 design = Design(
     name="drm-gpusvm",

@@ -10,28 +10,7 @@ mirror itself, and none is in flight when the file is released.
 
 from __future__ import annotations
 
-from faultpath.design import CLOSE_DURING_FAULT, Design
-from faultpath.kernel.errno import EBUSY, EFAULT
-from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mmu_notifier import (
-    ULONG_MAX,
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
-    mmu_interval_set_seq,
-)
-from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc
-from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_free, pt_get, pt_init, pt_set
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.protocol.language import NULL, Ops, count, protocol
-from faultpath.protocol.struct import Mutex, PageTable
+from faultpath.driver import *
 
 
 class Dmirror(Device):

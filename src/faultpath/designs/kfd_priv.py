@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mmu_notifier import IntervalNode, IntervalNotifier, Mm, Notifier
-from faultpath.kernel.primitives.atomic import Atomic
-from faultpath.kernel.srcu import Srcu
-from faultpath.protocol.struct import (
-    IntervalTree,
-    ListHead,
-    Mutex,
-    PageTable,
-    ParentMutex,
-    RefCount,
-    SpinLock,
-    Struct,
-    WaitQueue,
-    Work,
-)
+from faultpath.driver import *
 
 # enum svm_work_list_ops
 SVM_OP_UNMAP_RANGE = 1

@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from faultpath.designs.kfd_priv import Kfd, KfdNotifier, KfdProcess
 from faultpath.designs.kfd_svm_range import svm_range_list_fini
-from faultpath.kernel.mmu_notifier import Mm, Notifier, mmu_notifier_register, mmu_notifier_unregister
-from faultpath.kernel.primitives.atomic import atomic_dec, atomic_inc
-from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc, off_stack, on_stack
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import (
-    mutex_lock,
-    mutex_unlock,
-    refcount_dec_and_test,
-    refcount_inc,
-    refcount_set,
-)
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_free, pt_init
-from faultpath.kernel.srcu import srcu_read_lock, srcu_read_unlock, synchronize_srcu
-from faultpath.protocol.language import NULL, Ops, count, protocol
+from faultpath.driver import *
 
 MAX_SVM_RANGE = 1 << 30
 

@@ -9,19 +9,7 @@ from __future__ import annotations
 from faultpath.designs.kfd_priv import HmmRange, KfdProcess, SvmRange
 from faultpath.designs.kfd_process import kgd2kfd_quiesce_mm, kgd2kfd_resume_mm
 from faultpath.designs.kfd_svm_range import next_piece
-from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT
-from faultpath.kernel.hmm import hmm_range_fault_pages
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput_async
-from faultpath.kernel.mm.vma import PROT_WRITE, find_vma
-from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, mmu_interval_read_begin, mmu_interval_read_retry
-from faultpath.kernel.primitives.atomic import atomic_cmpxchg, atomic_inc, atomic_inc_return, atomic_read
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, kvcalloc
-from faultpath.kernel.primitives.list_head import list_empty, list_first, list_next
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import down_write, mutex_lock, mutex_lock_nested, mutex_unlock, up_write
-from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, device_zap, pt_copy, pt_free, pt_init
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.protocol.language import NULL, container_of, count, protocol
+from faultpath.driver import *
 
 
 @protocol

@@ -27,31 +27,7 @@ from faultpath.designs.kfd_svm_range import (
     svm_range_split,
     svm_range_unlink,
 )
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput_async
-from faultpath.kernel.mmu_notifier import (
-    MMU_NOTIFY_RELEASE,
-    MMU_NOTIFY_UNMAP,
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_set_seq,
-)
-from faultpath.kernel.primitives.atomic import atomic_inc, atomic_read
-from faultpath.kernel.primitives.itree import itree_insert, itree_remove
-from faultpath.kernel.primitives.list_head import list_add_tail, list_del_init, list_empty, list_first
-from faultpath.kernel.primitives.lists import queue_work
-from faultpath.kernel.primitives.locks import (
-    down_write,
-    mutex_lock,
-    mutex_lock_nested,
-    mutex_unlock,
-    spin_lock,
-    spin_unlock,
-    up_write,
-)
-from faultpath.protocol.language import NULL, Ops, container_of, protocol
+from faultpath.driver import *
 
 
 @protocol

@@ -6,14 +6,7 @@ What munmap splits off a range is on its ``child_list``, until the deferred work
 from __future__ import annotations
 
 from faultpath.designs.kfd_priv import ItNode, KfdProcess, RangeNotifier, SvmRange
-from faultpath.kernel.mmu_notifier import mmu_interval_notifier_remove
-from faultpath.kernel.primitives.atomic import atomic_cmpxchg, atomic_inc, atomic_read
-from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc, kvcalloc, kvfree
-from faultpath.kernel.primitives.itree import itree_insert, itree_remove
-from faultpath.kernel.primitives.list_head import list_add_tail, list_del_init, list_first, list_next
-from faultpath.kernel.primitives.lists import cancel_work
-from faultpath.kernel.primitives.pagetable import PAGE_SHIFT
-from faultpath.protocol.language import NULL, container_of, protocol, wait_event
+from faultpath.driver import *
 
 
 @protocol

@@ -19,7 +19,6 @@ behind for which every later fault waits, and the fault worker goes on with an s
 
 from __future__ import annotations
 
-from faultpath.design import PARALLEL_FAULTS, Design
 from faultpath.designs import nouveau_v6
 from faultpath.designs.nouveau_v6 import (
     Svmm,
@@ -30,26 +29,7 @@ from faultpath.designs.nouveau_v6 import (
     nouveau_svm_fault,
     nouveau_svmm_invalidate,
 )
-from faultpath.kernel.errno import EAGAIN, EBUSY, ENOMEM
-from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.mmu_notifier import (
-    IntervalNotifier,
-    Mm,
-    Notifier,
-    Range,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
-    mmu_interval_set_seq,
-    mmu_notifier_put,
-    mmu_notifier_register,
-)
-from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc, off_stack, on_stack
-from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_set
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.protocol.language import NULL, Ops, count, protocol
+from faultpath.driver import *
 
 
 class UpstreamSvmm(Svmm):

@@ -21,37 +21,14 @@ channels is one pointer. The unmanaged range, the batching of faults and migrati
 
 from __future__ import annotations
 
-from faultpath.design import PARALLEL_FAULTS, Design
+from faultpath.driver import *
 from faultpath.kernel import mmu_notifier_v6
-from faultpath.kernel.errno import EBUSY, EFAULT, ENOENT, ENOMEM
-from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mm.vma import find_vma
-from faultpath.kernel.mmu_notifier import (
-    MMU_NOTIFY_UNMAP,
-    ULONG_MAX,
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmdrop,
-    mmgrab,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
-    mmu_interval_set_seq,
-)
 from faultpath.kernel.mmu_notifier_v6 import (
     mmu_interval_notifier_find,
     mmu_interval_notifier_insert_safe,
     mmu_interval_notifier_put,
     mmu_interval_notifier_update,
 )
-from faultpath.kernel.primitives.heap import GFP_ATOMIC, GFP_KERNEL, kfree, kmalloc, off_stack, on_stack
-from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_trylock, mutex_unlock, up_read
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, device_zap, pt_free, pt_get, pt_init, pt_set
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.protocol.language import NULL, Ops, count, protocol
-from faultpath.protocol.struct import Mutex, PageTable, ParentMutex, Struct
 
 
 class Vmm(Struct):

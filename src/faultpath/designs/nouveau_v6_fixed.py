@@ -7,7 +7,6 @@ Only what differs from :mod:`faultpath.designs.nouveau_v6` is here; three of the
 
 from __future__ import annotations
 
-from faultpath.design import Design
 from faultpath.designs import nouveau_v6
 from faultpath.designs.nouveau_v6 import (
     Svm,
@@ -20,18 +19,8 @@ from faultpath.designs.nouveau_v6 import (
     nouveau_svm_mni_ops,
     nouveau_svmm_invalidate,
 )
+from faultpath.driver import *
 from faultpath.kernel import mmu_notifier_v6
-from faultpath.kernel.errno import EAGAIN, EBUSY, ENOENT, ENOMEM
-from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.mm.vma import find_vma
-from faultpath.kernel.mmu_notifier import (
-    ULONG_MAX,
-    IntervalNotifier,
-    Range,
-    mmdrop,
-    mmu_interval_read_begin,
-    mmu_interval_read_retry,
-)
 from faultpath.kernel.mmu_notifier_v6 import (
     mmu_interval_notifier_insert_safe,
     mmu_interval_notifier_put,
@@ -42,20 +31,6 @@ from faultpath.kernel.mmu_notifier_v6_fixed import (
     mmu_interval_notifier_find_last,
     mmu_interval_notifier_synchronize,
 )
-from faultpath.kernel.primitives.heap import GFP_ATOMIC, kfree, kmalloc
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    mutex_lock,
-    mutex_unlock,
-    refcount_dec_and_test,
-    refcount_inc,
-    refcount_set,
-    up_read,
-)
-from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_set
-from faultpath.kernel.primitives.time import timed_out
-from faultpath.protocol.language import NULL, count, protocol, wait_until
-from faultpath.protocol.struct import RefCount
 
 
 class SvmmInterval(nouveau_v6.SvmmInterval):

@@ -18,43 +18,11 @@ command costs more than a UMR are not modelled.
 
 from __future__ import annotations
 
-from faultpath.design import Design
-from faultpath.designs.odp_implicit import (
-    LOOKUP_STEPS,
-    Mr,
-    mlx5_mn_ops,
-    mlx5r_deref_odp_mkey,
-    mlx5r_deref_wait_odp_mkey,
-    pagefault_real_mr,
-)
-from faultpath.designs.region_cache import (
-    REGION,
-    Region,
-    Verbs,
-    ibv_close_device,
-    ibv_reg_mr,
-    lkey_of,
-    region_at,
-)
-from faultpath.designs.umem_odp import Umem, ib_umem_odp_get, ib_umem_odp_map_present_and_lock, ib_umem_odp_release
-from faultpath.engine.world import SCRATCH
-from faultpath.kernel.errno import EFAULT, ENOMEM
-from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, on_stack
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    mutex_lock,
-    mutex_unlock,
-    refcount_inc,
-    refcount_set,
-    spin_lock,
-    spin_unlock,
-    up_read,
-)
-from faultpath.kernel.primitives.pagetable import VALID, WRITE, pt_get
-from faultpath.kernel.primitives.xarray import xa_destroy, xa_erase, xa_load, xa_store
-from faultpath.protocol.language import Ops, count, protocol
-from faultpath.protocol.struct import XaLock, XArray
+from faultpath.designs.mlx5_ib import Mr, mlx5r_deref_odp_mkey, mlx5r_deref_wait_odp_mkey
+from faultpath.designs.mlx5_odp import mlx5_mn_ops, pagefault_real_mr
+from faultpath.designs.region_cache import REGION, Region, Verbs, ibv_close_device, ibv_reg_mr, lkey_of, region_at
+from faultpath.driver import *
+from faultpath.kernel.umem_odp import Umem, ib_umem_odp_get, ib_umem_odp_map_present_and_lock, ib_umem_odp_release
 
 
 class Mdev(Verbs):

@@ -11,19 +11,19 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from faultpath.designs import odp_implicit
-from faultpath.designs.odp_implicit import Imr, Mkey
-from faultpath.kernel.primitives.wait import atomic_dec_and_wake, dec_and_wake
-from faultpath.protocol.language import protocol
+from faultpath.designs import mlx5_ib, mlx5_odp_srcu, odp_implicit
+from faultpath.designs.mlx5_ib import Imr, Mkey
+from faultpath.driver import *
+from faultpath.kernel.primitives.wait import atomic_dec_and_wake
 
 
-@protocol(replaces=odp_implicit.mlx5r_deref_odp_mkey)
+@protocol(replaces=mlx5_ib.mlx5r_deref_odp_mkey)
 def mlx5r_deref_odp_mkey(mkey: Mkey) -> None:
     """mlx5r_deref_odp_mkey(), had it a completion instead of a wait queue."""
     dec_and_wake(mkey.usecount, mkey.wait)
 
 
-@protocol(replaces=odp_implicit.deferred_work_done)
+@protocol(replaces=mlx5_odp_srcu.deferred_work_done)
 def deferred_work_done(imr: Imr) -> None:
     """The same in protection=srcu."""
     atomic_dec_and_wake(imr.num_deferred_work, imr.q_deferred_work)

@@ -8,18 +8,8 @@ outlives the mapping that it was made for, and covers what is mapped there next.
 
 from __future__ import annotations
 
-from faultpath.design import Parameter
-from faultpath.engine.world import SCRATCH
-from faultpath.kernel.errno import EFAULT
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget_not_zero, mmput
-from faultpath.kernel.mm.vma import vma_at
-from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNode, Mm
-from faultpath.kernel.primitives.heap import off_stack, on_stack
-from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_last, itree_remove, rb_clear_node
-from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
-from faultpath.protocol.language import NULL, hook, protocol
-from faultpath.protocol.struct import IntervalTree, RwSem
+from faultpath.driver import *
+from faultpath.protocol.language import hook
 
 
 class Region(IntervalNode):

@@ -20,9 +20,9 @@ queues are not modelled. rxe has no counters of its own for any of this.
 
 from __future__ import annotations
 
-from faultpath.design import Design
 from faultpath.designs.region_cache import REGION, Region, Verbs, ibv_close_device, ibv_reg_mr, lkey_of, region_at
-from faultpath.designs.umem_odp import (
+from faultpath.driver import *
+from faultpath.kernel.umem_odp import (
     ODP_WRITE_ALLOWED,
     Umem,
     ib_umem_odp_get,
@@ -31,26 +31,6 @@ from faultpath.designs.umem_odp import (
     ib_umem_odp_release,
     ib_umem_odp_unmap_dma_pages,
 )
-from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EFAULT, ENOMEM
-from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Range, mmu_interval_set_seq
-from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, on_stack
-from faultpath.kernel.primitives.locks import (
-    mutex_lock,
-    mutex_unlock,
-    refcount_dec_and_test,
-    refcount_inc_not_zero,
-    refcount_set,
-    spin_lock,
-    spin_unlock,
-)
-from faultpath.kernel.primitives.pagetable import VALID, WRITE, pt_get
-from faultpath.kernel.primitives.wait import Completion, complete, wait_for_completion
-from faultpath.kernel.primitives.xarray import xa_destroy, xa_erase, xa_load, xa_store
-from faultpath.protocol.language import NULL, Ops, count, protocol
-from faultpath.protocol.struct import RefCount, Struct, XaLock, XArray
-
-LOOKUP_STEPS = INDEX["lookup_steps"]
 
 
 class RxeMr(Struct):

@@ -22,241 +22,29 @@ fault before it is cancelled; the zero page, which UVM does not map. The block's
 with the first page mapped, page tables of the GPU cost nothing, and it forgets a mapping at once, where C waits for a
 tracker. The two files are closed in the order that their references impose: first that which holds mm_users, and with
 it the process's memory.
+
+Faults are here, ``uvm_va_block`` has the blocks and their callback, ``uvm_va_space`` the va_space and its mm.
 """
 
 from __future__ import annotations
 
-from faultpath.design import Design, Parameter
-from faultpath.engine.world import INDEX, SCRATCH
-from faultpath.kernel.errno import EACCES, EAGAIN, EBUSY, EFAULT, ENOMEM
-from faultpath.kernel.hmm import hmm_range_fault
-from faultpath.kernel.mirror import Device
-from faultpath.kernel.mm.fork import mmget, mmput
-from faultpath.kernel.mm.vma import PROT_READ, PROT_WRITE, Vma, find_vma
-from faultpath.kernel.mmu_notifier import (
-    MMU_NOTIFY_RELEASE,
-    MMU_NOTIFY_SOFT_DIRTY,
-    ULONG_MAX,
-    IntervalNode,
-    IntervalNotifier,
-    Mm,
-    Range,
-    mmdrop,
-    mmgrab,
-    mmu_interval_notifier_insert,
-    mmu_interval_notifier_remove,
-    mmu_interval_read_begin,
-    mmu_interval_set_seq,
+from faultpath.designs.uvm_va_block import (
+    VaBlock,
+    uvm_hmm_notifier_ops,
+    uvm_hmm_va_block_find_create,
+    uvm_hmm_va_space_destroy,
 )
-from faultpath.kernel.primitives.heap import (
-    GFP_KERNEL,
-    GFP_NOMEMALLOC,
-    kfree,
-    kmalloc,
-    kvcalloc,
-    kvfree,
-    on_stack,
+from faultpath.designs.uvm_va_space import (
+    Gpu,
+    VaSpace,
+    uvm_va_space_create,
+    uvm_va_space_mm_release_unlock,
+    uvm_va_space_mm_retain_lock,
+    uvm_va_space_mm_shutdown,
 )
-from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
-from faultpath.kernel.primitives.locks import (
-    down_read,
-    down_write,
-    mutex_is_mine,
-    mutex_lock,
-    mutex_unlock,
-    spin_lock,
-    spin_unlock,
-    up_read,
-    up_write,
-)
-from faultpath.kernel.primitives.pagetable import (
-    PAGE_SHIFT,
-    VALID,
-    WRITE,
-    device_zap,
-    pt_clear,
-    pt_free,
-    pt_get,
-    pt_init,
-    pt_set,
-)
-from faultpath.kernel.primitives.range_tree import range_tree_find, range_tree_hole_last, range_tree_hole_start
-from faultpath.kernel.primitives.wait import wake_up
-from faultpath.protocol.language import NULL, Ops, container_of, count, protocol, wait_event
-from faultpath.protocol.struct import (
-    IntervalTree,
-    Mutex,
-    PageTable,
-    ParentMutex,
-    RangeTreeNode,
-    RwSem,
-    SpinLock,
-    Struct,
-    WaitQueue,
-)
+from faultpath.driver import *
 
-LOOKUP_STEPS = INDEX["lookup_steps"]
 MORE_PROCESSING_REQUIRED = -EAGAIN  # NV_WARN_MORE_PROCESSING_REQUIRED: drop every lock, begin again
-ALIVE = 1  # va_space_mm.state
-RELEASED = 2
-
-
-class VaSpace(Struct):
-    """``uvm_va_space_t``, its va_space_mm, and its page tables on the GPU (gpu_va_space)."""
-
-    mm: Mm
-    gpu: int  # the Gpu
-    lock: RwSem
-    mm_lock: SpinLock  # va_space_mm.lock
-    state: int
-    retained_count: int
-    last_retainer_wait_queue: WaitQueue
-    blocks_lock: ParentMutex
-    blocks: IntervalTree  # hmm.blocks, a range tree
-    block_size: int
-    pt: PageTable
-
-
-class VaBlock(IntervalNotifier):
-    """``uvm_va_block_t``, here beginning with ``hmm.notifier``. Sizes are those of a build for Linux 6.1, x86-64."""
-
-    interval_bytes = 2976
-    va_space: VaSpace
-    node: RangeTreeNode  # hmm.node
-    migrate_lock: ParentMutex
-    lock: Mutex
-    changed: int
-
-
-class VaBlockContext(Struct):
-    """``uvm_va_block_context_t``: 10,496 bytes of masks, too many for the stack."""
-
-
-class Gpu(Device):
-    """``uvm_parent_gpu_t``, with one channel on it."""
-
-    service_lock: ParentMutex  # isr.replayable_faults.service_lock
-    instance_ptr_table_lock: SpinLock
-    instance_ptr: VaSpace  # whose faults the channel's are, NULL once it is detached
-    page_dir: VaSpace  # what the GPU translates with
-    hmm_invalidate_seqnum: int  # the bottom half's uvm_thread_context(): there is one at a time
-
-
-# --- blocks
-
-
-@protocol
-def hmm_invalidated(va_block: VaBlock) -> None:
-    """uvm_thread_context()->hmm_invalidate_seqnum++: of whatever block it is, and whatever the thread is at."""
-    gpu = Gpu(va_block.va_space.gpu)
-    if mutex_is_mine(gpu.service_lock):  # it is the bottom half
-        gpu.hmm_invalidate_seqnum += 1
-
-
-@protocol
-def hmm_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
-    """hmm_invalidate(): clipped to the block; munmap_region() has but policies and device memory to clear."""
-    if range.event == MMU_NOTIFY_SOFT_DIRTY or range.event == MMU_NOTIFY_RELEASE:
-        return 1
-    if not range.blockable:
-        return 0
-    context = kmalloc(VaBlockContext, GFP_NOMEMALLOC)
-    if not context:
-        return 1
-    count("allocs", 2)  # its tracking of pages by node
-    va_block = VaBlock(mni)
-    node = IntervalNode(va_block.node)
-    mutex_lock(va_block.lock)
-    start = max(range.start, node.start)
-    end = min(range.end, node.last + 1)
-    if start < end:  # always, unless the block is being split
-        hmm_invalidated(va_block)
-        va_block.changed += 1
-        mmu_interval_set_seq(mni, cur_seq)
-        if device_zap(va_block.va_space.pt, start, end):
-            count("device_commands")
-    mutex_unlock(va_block.lock)
-    kfree(context)
-    return 1
-
-
-@protocol
-def hmm_block_owner(mni: IntervalNotifier) -> int:
-    """Whose it is. UVM's blocks of one va_space do not overlap; those of two may."""
-    return VaBlock(mni).va_space
-
-
-uvm_hmm_notifier_ops = Ops("uvm_hmm_notifier_ops", invalidate=hmm_invalidate, owner=hmm_block_owner)
-
-
-@protocol
-def table_bytes(node: IntervalNode) -> int:
-    """The states of the nodes, one here, and a pointer to it; the GPU's, and a pointer for each page's chunk there."""
-    return 136 + 8 + 480 + ((node.last + 1 - node.start) >> PAGE_SHIFT << 3)
-
-
-@protocol
-def uvm_va_block_create(va_space: VaSpace, start: int, last: int) -> VaBlock:
-    """uvm_va_block_create() and hmm_va_block_init(), with the notifier; it is not in the tree yet."""
-    va_block = kmalloc(VaBlock, GFP_KERNEL)
-    if not va_block:
-        return NULL
-    va_block.va_space = va_space
-    node = IntervalNode(va_block.node)
-    node.start = start
-    node.last = last
-    kvcalloc(table_bytes(node))
-    count("allocs", 3)  # four tables, of which kvcalloc() has counted one
-    mmu_interval_notifier_insert(va_block, va_space.mm, start, last + 1 - start, uvm_hmm_notifier_ops)
-    return va_block
-
-
-@protocol
-def uvm_va_block_kill(va_block: VaBlock) -> None:
-    """uvm_va_block_kill() of a block whose notifier is gone."""
-    node = IntervalNode(va_block.node)
-    mutex_lock(va_block.lock)
-    pt_clear(va_block.va_space.pt, node.start, node.last + 1)
-    mutex_unlock(va_block.lock)
-    kvfree(table_bytes(node))
-    kfree(va_block)
-
-
-@protocol
-def uvm_hmm_va_block_find_create(va_space: VaSpace, addr: int) -> int:
-    """hmm_va_block_find_create(), past its look at the VMA: the block, or -errno."""
-    mutex_lock(va_space.blocks_lock)
-    count("lookups")
-    found = range_tree_find(va_space.blocks, addr, LOOKUP_STEPS)
-    if found:
-        mutex_unlock(va_space.blocks_lock)
-        return container_of(VaBlock, "node", found)
-    count("lookups")  # uvm_range_tree_find_hole_in()
-    aligned = addr & -va_space.block_size
-    start = range_tree_hole_start(va_space.blocks, addr, aligned, LOOKUP_STEPS)
-    last = range_tree_hole_last(va_space.blocks, addr, aligned + va_space.block_size - 1)
-    va_block = uvm_va_block_create(va_space, start, last)
-    if not va_block:
-        mutex_unlock(va_space.blocks_lock)
-        return -ENOMEM
-    itree_insert(va_space.blocks, va_block.node)
-    mutex_unlock(va_space.blocks_lock)
-    return va_block
-
-
-@protocol
-def uvm_hmm_va_space_destroy(va_space: VaSpace) -> None:
-    """uvm_hmm_va_space_destroy(), under the va_space lock for writing."""
-    node = itree_first(va_space.blocks, 0, ULONG_MAX, SCRATCH)
-    while node:
-        va_block = container_of(VaBlock, "node", node)
-        itree_remove(va_space.blocks, node)
-        mmu_interval_notifier_remove(va_block)
-        uvm_va_block_kill(va_block)
-        node = itree_first(va_space.blocks, 0, ULONG_MAX, SCRATCH)
-
-
-# --- faults
 
 
 @protocol
@@ -329,34 +117,6 @@ def service_fault_batch_dispatch(va_space: VaSpace, mm: Mm, addr: int, write: in
 
 
 @protocol
-def uvm_va_space_mm_retain_lock(va_space: VaSpace) -> Mm:
-    """uvm_va_space_mm_retain_lock(): mm_users is held by the file, and retainers are waited for before it drops it."""
-    mm = Mm(NULL)
-    spin_lock(va_space.mm_lock)
-    if va_space.state == ALIVE:
-        va_space.retained_count += 1
-        mm = va_space.mm
-    spin_unlock(va_space.mm_lock)
-    if mm:
-        down_read(mm.mmap_lock)
-    return mm
-
-
-@protocol
-def uvm_va_space_mm_release_unlock(va_space: VaSpace, mm: Mm) -> None:
-    """uvm_va_space_mm_release_unlock()."""
-    if not mm:
-        return
-    up_read(mm.mmap_lock)
-    spin_lock(va_space.mm_lock)
-    va_space.retained_count -= 1
-    last = va_space.retained_count == 0 and va_space.state == RELEASED
-    spin_unlock(va_space.mm_lock)
-    if last:
-        wake_up(va_space.last_retainer_wait_queue)
-
-
-@protocol
 def service_fault_batch(va_space: VaSpace, addr: int, write: int) -> int:
     """service_fault_batch(): there is no limit to its retries."""
     while True:
@@ -393,47 +153,6 @@ def gmmu_walk(gpu: Gpu, addr: int) -> int:
     if not va_space:
         return 0
     return pt_get(va_space.pt, addr)
-
-
-# --- files
-
-
-@protocol
-def uvm_va_space_create(mm: Mm, block: int) -> Gpu:
-    """uvm_va_space_create(), uvm_api_mm_initialize(), and what follows: a GPU, its page tables, a channel."""
-    va_space = kmalloc(VaSpace, GFP_KERNEL)
-    if not va_space:
-        return NULL
-    mmgrab(mm)  # uvm_va_space_mm_register()
-    va_space.mm = mm
-    va_space.block_size = block
-    pt_init(va_space.pt, 0, mm.task_size)
-    mmget(mm)
-    va_space.state = ALIVE
-    gpu = on_stack(Gpu)
-    gpu.mm = mm
-    va_space.gpu = gpu
-    gpu.page_dir = va_space
-    gpu.instance_ptr = va_space
-    return gpu
-
-
-@protocol
-def uvm_va_space_mm_shutdown(va_space: VaSpace) -> None:
-    """uvm_va_space_mm_shutdown(): channels are stopped and detached, bottom halves and retainers waited for."""
-    gpu = Gpu(va_space.gpu)
-    down_write(va_space.lock)
-    spin_lock(gpu.instance_ptr_table_lock)
-    gpu.instance_ptr = VaSpace(NULL)  # uvm_va_space_detach_all_user_channels()
-    spin_unlock(gpu.instance_ptr_table_lock)
-    up_write(va_space.lock)
-    mutex_lock(gpu.service_lock)  # uvm_gpu_replayable_buffer_flush()
-    mutex_unlock(gpu.service_lock)
-    gpu.page_dir = VaSpace(NULL)  # uvm_gpu_va_space_unset_page_dir()
-    spin_lock(va_space.mm_lock)
-    va_space.state = RELEASED
-    spin_unlock(va_space.mm_lock)
-    wait_event(va_space.last_retainer_wait_queue, va_space.retained_count == 0)
 
 
 @protocol

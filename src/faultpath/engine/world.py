@@ -47,6 +47,7 @@ NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" els
 
 INDEX: dict[str, int] = {name: COUNTER + i for i, name in enumerate([*COUNTERS, *GAUGES, *DRIVER_COUNTERS])}
 assert len(INDEX) < LOCK - COUNTER
+LOOKUP_STEPS = INDEX["lookup_steps"]  # tree nodes read by a driver that looks something up
 
 # Statuses. Jitted code stores one and raises Stop; engine.errors words it.
 OK = 0

@@ -13,7 +13,7 @@ not modelled; hmm_pfns and dma_addr are one table; a notifier is the library's o
 
 from __future__ import annotations
 
-from faultpath.engine.world import INDEX, SCRATCH
+from faultpath.engine.world import LOOKUP_STEPS, SCRATCH
 from faultpath.kernel.errno import EAGAIN, EBUSY, EFAULT, ENOENT, ENOMEM, EPERM
 from faultpath.kernel.hmm import hmm_range_fault_pages
 from faultpath.kernel.mm.fork import mmget_not_zero, mmput
@@ -46,8 +46,6 @@ from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, pt_clea
 from faultpath.kernel.primitives.time import timed_out
 from faultpath.protocol.language import NULL, Ops, container_of, count, has_op, hook, protocol
 from faultpath.protocol.struct import IntervalTree, PageTable, RangeTreeNode, RefCount, RwSem, Struct
-
-LOOKUP_STEPS = INDEX["lookup_steps"]
 
 
 class NotifierLock(RwSem):

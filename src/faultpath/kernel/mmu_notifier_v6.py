@@ -6,7 +6,7 @@ Defects included. A design built on the series names this module as its core; wh
 
 from __future__ import annotations
 
-from faultpath.engine.world import INDEX
+from faultpath.engine.world import LOOKUP_STEPS
 from faultpath.kernel import mmu_notifier
 from faultpath.kernel.errno import EINVAL
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, mmdrop, mn_itree_is_invalidating
@@ -15,8 +15,6 @@ from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_f
 from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
 from faultpath.kernel.primitives.wait import wake_up
 from faultpath.protocol.language import NULL, container_of, count, has_op, hook, protocol, wait_event
-
-LOOKUP_STEPS = INDEX["lookup_steps"]
 
 
 @hook("release")
