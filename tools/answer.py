@@ -67,7 +67,8 @@ def told(name: str) -> str:
     """What a design says about itself: the page's first part."""
     design, default = catalog.find(name)
     small = catalog.find(name, small=True)[1]
-    out = [f"# {name}: {design.title}", "", f"Models {design.source}.", "", design.doc.strip().replace("``", "`"), ""]
+    doc = design.doc.strip().replace(":mod:`", "`").replace("``", "`")
+    out = [f"# {name}: {design.title}", "", f"Models {design.source}.", "", doc, ""]
     if design.parameters:
         out += ["## Parameters", "", "| name | default | in `check` | what it is |", "|---|---|---|---|"]
         for p in design.parameters:
