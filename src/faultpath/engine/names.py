@@ -35,7 +35,7 @@ class Names:
     """What is called how in one execution. An object keeps its name after it is freed, until its place is used again.
 
     :param threads: what threads are called, as owners of locks
-    :param numbers: what other numbers stand for: function tables
+    :param numbers: what other numbers stand for: function tables, and the functions of work items
     :param modules: where structures are looked for first, should two of them have one name
     """
 

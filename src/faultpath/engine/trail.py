@@ -81,6 +81,8 @@ def names_of(check: Check) -> Names:
     tables = [check.design.driver(), *check.design.ops]
     known = check.design.open.fn.__globals__ | check.design.fault.fn.__globals__
     numbers = {int(ops): next((n for n, v in known.items() if v is ops), check.design.name) for ops in tables}
+    for thread in check.threads:
+        numbers.update({number: handler.__name__ for number, handler in thread.program.handlers.items()})
     return Names(check.w, thread_names(check), numbers, modules)
 
 
