@@ -57,6 +57,7 @@ def ours(name: str, reduce: bool, memory: int, enough: int = 0) -> Side:
         timeouts=False,
         memory=memory,
     )
+    check.hasten()
     begin = time.process_time()
     reached = 0
 

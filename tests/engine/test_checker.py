@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.small import ODP, check
-from faultpath.engine import arena
+from faultpath.engine import arena, native
+from faultpath.engine import check as engine_check
 from faultpath.engine.check import Verdict
 from faultpath.engine.status import VIOLATIONS
 from faultpath.engine.trail import trail
@@ -49,6 +50,25 @@ def test_states_are_as_many_as_ever_and_the_reduction_changes_no_verdict(design,
         assert reduced[4] <= full[4]
         if full[0] == "holds":
             assert 0 < reduced[5] <= full[5]  # the same ends, but for the names of pages: who had one in hand when
+
+
+def test_code_is_compiled_well_when_a_search_is_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Quickly at first; a search that goes on has the same states; the next one finds the better code kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engine_check, "_compiled", engine_check._compiled.__wrapped__)
+    known = KNOWN["full-va"]["fault-vs-munmap"]["reduced"]
+
+    def efforts(of: engine_check.Check) -> set[int]:
+        return {of.native.library.effort, *(thread.library.effort for thread in of.threads)}
+
+    short = check("full-va", "fault-vs-munmap")
+    assert numbers(short.run()) == known
+    assert efforts(short) == {native.QUICK}
+    monkeypatch.setattr(engine_check, "WORTHWHILE", 1)
+    monkeypatch.setattr(engine_check, "BUDGET", 8)
+    long = check("full-va", "fault-vs-munmap")
+    assert numbers(long.run()) == known
+    assert efforts(long) == efforts(check("full-va", "fault-vs-munmap")) == {native.effort}
 
 
 AGAIN = [(d, s) for d, s in ROWS if s in ("teardown-vs-fault", "oom-vs-fault", "fault-vs-mprotect")]

@@ -27,7 +27,7 @@ from functools import cache
 from itertools import pairwise
 
 from faultpath.design import Design
-from faultpath.engine import arena, progress, search, world
+from faultpath.engine import arena, native, progress, search, world
 from faultpath.engine.native import Library, Native
 from faultpath.engine.sanitizer import undo_to
 from faultpath.engine.status import explain
@@ -58,6 +58,9 @@ POOL_WORDS = 512  # what one thread may have allocated at a time
 WALKS = 48  # random executions at a time that tell which words are shared before the search begins
 MAX_WALKS = 10 * WALKS
 MAX_WALK_STEPS = 5000
+BUDGET = 1 << 15  # states expanded between two looks at what has come of it
+#: States from which on code is worth compiling well: what that takes is soon saved, and the next search finds it kept.
+WORTHWHILE = 1 << 18
 
 # Words of address space for the search's own tables: states, the queue, the hash table, edges of the graph.
 MAX_STATES = 1 << 26
@@ -93,8 +96,18 @@ class CheckedThread:
         core = [*design.replacements(), *replacements, *debug.HOOKS]
         self.program = Program([root, *CHECKED], [design.driver(), *design.ops], core, handlers)
         self.routine = Routine(self.program, root)
-        self.library = Library(checked_module(self.program, self.routine.code, "step"), ["step"])
-        self.address = self.library.address("step")
+        self.text = checked_module(self.program, self.routine.code, "step")
+        self.libraries = [Library(self.text, ["step"], quickly=True)]
+
+    @property
+    def library(self) -> Library:
+        """The best there is; other checks may still run in those before."""
+        return self.libraries[-1]
+
+    def hasten(self) -> None:
+        """Code that runs faster, if this is not it."""
+        if self.library.effort < native.effort:
+            self.libraries.append(Library(self.text, ["step"]))
 
 
 @cache
@@ -175,7 +188,7 @@ class Check:
         core = [*design.replacements(), *self.replacements, *debug.SETUP]
         roots = [mm_init, design.open, attach, check_state, check_final, *(c.protocol for c in scenario.setup)]
         program = Program(list(dict.fromkeys(roots)), [design.driver(), *design.ops], core)
-        self.native = Native(program)
+        self.native = Native(program, quickly=True)
         self.w = w = world.new_world(leaf_bits=LEAF_BITS)
         if w.size < EDGES + MAX_STATES:
             what = f"the system grants {w.size >> 27} GiB of address space"
@@ -222,7 +235,6 @@ class Check:
         for number, (call, thread) in enumerate(zip(self.calls, self.threads, strict=True)):
             thread.routine.begin(w, record, number + 1, self._arguments(call.args))
             w[arena.RECORD + number] = record
-            w[search.STEP + number] = thread.address
             w[search.DAEMON + number] = thread.routine.idle if call.protocol is worker else 0
             self.records.append(record)
             record += thread.routine.words
@@ -245,14 +257,28 @@ class Check:
         w[arena.FAILURES] = self.scenario.failures
         w[arena.FINE] = 0 if self.reduce else arena.FORGETFUL
         w[arena.THREADS] = len(self.threads)
-        w[search.INVARIANTS] = self.native.address(check_state)
-        w[search.FINAL] = self.native.address(check_final)
+        self._link()
         w[search.QUEUE] = QUEUE
         w[search.PARENTS] = PARENTS
         w[search.MAX_FOUND] = MAX_STATES
         w[search.FIRST_EDGE] = FIRST_EDGE
         w[search.EDGES] = EDGES
         self.first = self._state()
+
+    def _link(self) -> None:
+        """Where the code is that the search calls."""
+        for number, thread in enumerate(self.threads):
+            self.w[search.STEP + number] = thread.library.address("step")
+        self.w[search.INVARIANTS] = self.native.address(check_state)
+        self.w[search.FINAL] = self.native.address(check_final)
+
+    def hasten(self) -> None:
+        """Compile well what was compiled quickly; which states there are is the same."""
+        for thread in self.threads:
+            thread.hasten()
+        if self.native.library.effort < native.effort:
+            self.native = Native(self.native.program)
+        self._link()
 
     def _alike(self) -> list[int]:
         """Of each thread the one before it that runs the same protocol on the same, counted from 1; 0 if there is none.
@@ -414,7 +440,7 @@ class Check:
         w[int(w[search.QUEUE])] = 0
         w[search.WRITTEN_AT] = 1
         while True:
-            why = functions.call_raw(search.search, w, 1 << 15)
+            why = functions.call_raw(search.search, w, BUDGET)
             if w[arena.BROKEN] and (why != search.PAUSED or w[search.EXPANDED] > 2 * w[search.BROKEN_AT] > 0):
                 return None
             if why == search.TABLE_FULL:
@@ -431,6 +457,8 @@ class Check:
             if self._memory(entries) > self.memory:
                 return search.TABLE_FULL
             show(int(w[search.EXPANDED]), int(w[search.FOUND]))
+            if w[search.FOUND] >= WORTHWHILE:
+                self.hasten()
 
     def _memory(self, entries: int) -> int:
         """Bytes that the search and the progress pass after it need, with so many entries in the hash table."""

@@ -20,14 +20,15 @@ from faultpath.protocol.language import Helper, Protocol
 from faultpath.protocol.native import STOPPED, assembly
 from faultpath.protocol.program import Program
 
-effort = 2  # of LLVM's passes
+QUICK = 0  # LLVM's effort: a twentieth of the time to compile, half the speed
+effort = 2
 
 
 @contextmanager
 def compiled_quickly() -> Iterator[None]:
-    """For what is compiled once and runs for a moment: a twentieth of the time to compile, half the speed."""
+    """For what is compiled once and runs for a moment."""
     global effort
-    before, effort = effort, 0
+    before, effort = effort, QUICK
     try:
         yield
     finally:
@@ -44,16 +45,18 @@ class Library:
     """A module of LLVM assembly, compiled and loaded.
 
     :param exports: names of the functions wanted from it
+    :param quickly: with little effort, unless the cache has it with more
+    :ivar effort: with how much it was compiled
     """
 
-    def __init__(self, text: str, exports: Sequence[str]) -> None:
-        llvm, machine, identity = _compiler(effort)
-        key = f"{text}{identity}"
-        path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+    def __init__(self, text: str, exports: Sequence[str], quickly: bool = False) -> None:
+        self.effort = QUICK if quickly and not _kept(text, effort).exists() else effort
+        llvm, machine, _ = _compiler(self.effort)
+        path = _kept(text, self.effort)
         try:
             image = path.read_bytes()
         except OSError:
-            image = _compile(llvm, text, machine)
+            image = _compile(llvm, text, machine, self.effort)
             _store(path, image)
         builder = llvm.JITLibraryBuilder().add_object_img(image)
         for name in exports:
@@ -69,6 +72,12 @@ class Library:
     def function(self, name: str, arguments: int) -> Any:
         """An exported function ``name(w, ...)`` with so many integers after the world."""
         return _prototype(arguments)(self.address(name))
+
+
+def _kept(text: str, level: int) -> Path:
+    """The object file of an assembly, where it would be."""
+    key = f"{text}{_compiler(level)[2]}"
+    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
 
 
 @cache
@@ -93,11 +102,12 @@ class Native:
     """Machine code for a program's roots, to be run in order and to completion.
 
     :param known: words of the world that no run changes, and what they hold: compiled in
+    :param quickly: as for a library
     """
 
-    def __init__(self, program: Program, known: dict[int, int] | None = None) -> None:
+    def __init__(self, program: Program, known: dict[int, int] | None = None, quickly: bool = False) -> None:
         self.program = program
-        self.library = Library(assembly(program, known), [program.names[root] for root in program.roots])
+        self.library = Library(assembly(program, known), [program.names[root] for root in program.roots], quickly)
         self._functions = {
             root: self.library.function(program.names[root], len(root.parameters)) for root in program.roots
         }
@@ -119,11 +129,11 @@ class Native:
         return self.library.address(self.program.names[self.program.resolve(root)])
 
 
-def _compile(llvm: Any, text: str, machine: Any) -> bytes:
+def _compile(llvm: Any, text: str, machine: Any, level: int) -> bytes:
     """Assembly to an object file."""
     module = llvm.parse_assembly(text)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=effort)
+    options = llvm.create_pipeline_tuning_options(speed_level=level)
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     image: bytes = machine.emit_object(module)
