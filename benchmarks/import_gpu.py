@@ -56,6 +56,11 @@ def line(what: str, count: int, seconds: float, peer: str, theirs: float) -> Non
     print(f"  {what:<14} {seconds:6.2f} s, {count / seconds / 1e6:5.2f} M/s: {theirs / seconds:5.2f} times {peer}")
 
 
+def ours(kind: type[NsysExport | KfdSmiLog], path: Path, output: Path, count: int, peer: str, theirs: float) -> None:
+    line("decode", count, median(lambda: [len(rows["time"]) for rows in kind(path).rows()], ROUNDS), peer, theirs)
+    line("import", count, whole(path, output), peer, theirs)
+
+
 def nsys(folder: Path, records: int) -> None:
     path = nsys_sample.make(folder / "export.sqlite", story=nsys_sample.storm(records))
     queries = [f"SELECT {', '.join(table.fields.values())} FROM {table.name}" for table in TABLES]
@@ -64,9 +69,7 @@ def nsys(folder: Path, records: int) -> None:
     by_time = printing(folder / "text", "sqlite3", path, "; ".join(ordered))
     print(f"Nsight Systems export, {records} records; sqlite3 {plain:.2f} s, by time {by_time:.2f} s")
     line("select", records, median(lambda: select(path, queries), ROUNDS), "sqlite3", plain)
-    decode = median(lambda: [len(rows["time"]) for rows in NsysExport(path).rows()], ROUNDS)
-    line("decode", records, decode, "sqlite3 by time", by_time)
-    line("import", records, whole(path, folder / "out.trace"), "sqlite3 by time", by_time)
+    ours(NsysExport, path, folder / "out.trace", records, "sqlite3 by time", by_time)
 
 
 def nsys_itself(folder: Path, records: int) -> None:
@@ -79,9 +82,7 @@ def nsys_itself(folder: Path, records: int) -> None:
     if count < 1:
         sys.exit("nsys stats has printed nothing")
     print(f"export by nsys, {count} migrations; nsys stats {theirs:.2f} s")
-    decode = median(lambda: [len(rows["time"]) for rows in NsysExport(path).rows()], ROUNDS)
-    line("decode", count, decode, "nsys stats", theirs)
-    line("import", count, whole(path, folder / "out.trace"), "nsys stats", theirs)
+    ours(NsysExport, path, folder / "out.trace", count, "nsys stats", theirs)
 
 
 def kfd(folder: Path, count: int) -> None:
@@ -90,8 +91,7 @@ def kfd(folder: Path, count: int) -> None:
         file.writelines(kfd_sample.storm(count))
     theirs = printing(folder / "text", "awk", "{ print $1, $2, $3, $4, $5, $6 }", path)
     print(f"amdkfd SMI events, {count} lines; awk {theirs:.2f} s")
-    line("decode", count, median(lambda: [len(rows["time"]) for rows in KfdSmiLog(path).rows()], ROUNDS), "awk", theirs)
-    line("import", count, whole(path, folder / "out.trace"), "awk", theirs)
+    ours(KfdSmiLog, path, folder / "out.trace", count, "awk", theirs)
 
 
 def main() -> None:

@@ -50,9 +50,12 @@ class Library:
     """
 
     def __init__(self, text: str, exports: Sequence[str], quickly: bool = False) -> None:
-        self.effort = QUICK if quickly and not _kept(text, effort).exists() else effort
+        self.effort = effort
+        path = _kept(text, effort)
+        if quickly and not path.exists():
+            self.effort = QUICK
+            path = _kept(text, QUICK)
         llvm, machine, _ = _compiler(self.effort)
-        path = _kept(text, self.effort)
         try:
             image = path.read_bytes()
         except OSError:
