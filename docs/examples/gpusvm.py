@@ -55,26 +55,23 @@ def gpu_bind(svm: Svm, addr: int) -> int:
     if r.unmapped:
         drm_gpusvm_range_remove(svm, r)
         return -EAGAIN
-    err = drm_gpusvm_range_get_pages(svm, r)
-    if err:
+    if err := drm_gpusvm_range_get_pages(svm, r):
         return err
     err = -EAGAIN
-    down_read(svm.notifier_lock)
-    if drm_gpusvm_range_pages_valid(r):
-        pt_copy(svm.pt, svm.dma_addr, r.start, r.last + 1)
-        err = 0
-    up_read(svm.notifier_lock)
+    with down_read(svm.notifier_lock):
+        if drm_gpusvm_range_pages_valid(r):
+            pt_copy(svm.pt, svm.dma_addr, r.start, r.last + 1)
+            err = 0
     return err
 
 
 @protocol
 def gpu_fault(gpu: Gpu, addr: int, write: int) -> int:
-    mutex_lock(gpu.lock)
-    err = gpu_bind(gpu.svm, addr)
-    while err == -EAGAIN and not timed_out():
-        count("fault_retries")
+    with mutex_lock(gpu.lock):
         err = gpu_bind(gpu.svm, addr)
-    mutex_unlock(gpu.lock)
+        while err == -EAGAIN and not timed_out():
+            count("fault_retries")
+            err = gpu_bind(gpu.svm, addr)
     return err
 
 

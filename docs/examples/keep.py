@@ -81,19 +81,16 @@ def mirror_put(mirror: Mirror, keep: int) -> None:
 def mirror_map(mm: Mm, mirror: Mirror, addr: int, write: int) -> int:
     while not timed_out():
         seq = mmu_interval_read_begin(mirror.notifier)
-        down_read(mm.mmap_lock)
-        pte = hmm_range_fault(mm, mirror.notifier, seq, addr, write)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pte = hmm_range_fault(mm, mirror.notifier, seq, addr, write)
         if pte == -EBUSY:
             continue
         if pte < 0:
             return pte
-        mutex_lock(mirror.mutex)
-        if not mmu_interval_read_retry(mirror.notifier, seq):
-            pt_set(mirror.pt, addr, pte)
-            mutex_unlock(mirror.mutex)
-            return 0
-        mutex_unlock(mirror.mutex)
+        with mutex_lock(mirror.mutex):
+            if not mmu_interval_read_retry(mirror.notifier, seq):
+                pt_set(mirror.pt, addr, pte)
+                return 0
     return -EBUSY
 
 
@@ -102,18 +99,16 @@ def keeper_map(dev: Keeper, addr: int, write: int) -> int:
     """Find the mirror and keep it while it is used."""
     keep = dev.keep
     if keep == SRCU:
-        idx = srcu_read_lock(dev.srcu)
-        mirror = dev.mirror
-        ret = -EFAULT
-        if mirror:
-            ret = mirror_map(dev.mm, mirror, addr, write)
-        srcu_read_unlock(dev.srcu, idx)
+        with srcu_read_lock(dev.srcu):
+            mirror = dev.mirror
+            ret = -EFAULT
+            if mirror:
+                ret = mirror_map(dev.mm, mirror, addr, write)
         return ret
-    spin_lock(dev.lock)
-    mirror = dev.mirror
-    if mirror and keep:
-        refcount_inc(mirror.users)
-    spin_unlock(dev.lock)
+    with spin_lock(dev.lock):
+        mirror = dev.mirror
+        if mirror and keep:
+            refcount_inc(mirror.users)
     if not mirror:
         return -EFAULT
     ret = mirror_map(dev.mm, mirror, addr, write)
@@ -140,9 +135,8 @@ def keeper_walk(dev: Keeper, addr: int) -> int:
 @protocol
 def keeper_close(dev: Keeper) -> None:
     mirror = dev.mirror
-    spin_lock(dev.lock)
-    dev.mirror = NULL
-    spin_unlock(dev.lock)
+    with spin_lock(dev.lock):
+        dev.mirror = NULL
     if dev.keep == SRCU:
         synchronize_srcu(dev.srcu)
     elif dev.keep:

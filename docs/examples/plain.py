@@ -22,29 +22,26 @@ class GpuNotifier(Notifier):
 @protocol
 def gpu_range_start(mn: Notifier, range: Range) -> int:
     gpu = GpuNotifier(mn).gpu
-    spin_lock(gpu.lock)
-    gpu.in_progress += 1
-    device_zap(gpu.pt, range.start, range.end)
-    spin_unlock(gpu.lock)
+    with spin_lock(gpu.lock):
+        gpu.in_progress += 1
+        device_zap(gpu.pt, range.start, range.end)
     return 0
 
 
 @protocol
 def gpu_range_end(mn: Notifier, range: Range) -> int:
     gpu = GpuNotifier(mn).gpu
-    spin_lock(gpu.lock)
-    gpu.invalidate_seq += 1
-    gpu.in_progress -= 1
-    spin_unlock(gpu.lock)
+    with spin_lock(gpu.lock):
+        gpu.invalidate_seq += 1
+        gpu.in_progress -= 1
     return 0
 
 
 @protocol
 def gpu_release(mn: Notifier, mm: Mm) -> int:
     gpu = GpuNotifier(mn).gpu
-    spin_lock(gpu.lock)
-    device_zap(gpu.pt, 0, mm.task_size)
-    spin_unlock(gpu.lock)
+    with spin_lock(gpu.lock):
+        device_zap(gpu.pt, 0, mm.task_size)
     return 0
 
 
@@ -73,17 +70,14 @@ def gpu_map(gpu: Gpu, addr: int, write: int) -> int:
     mm = gpu.mm
     while not timed_out():
         seq = gpu.invalidate_seq
-        down_read(mm.mmap_lock)
-        pte = get_user_pages(mm, addr, write)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pte = get_user_pages(mm, addr, write)
         if pte < 0:
             return pte
-        spin_lock(gpu.lock)
-        if not gpu.in_progress and gpu.invalidate_seq == seq:
-            pt_set(gpu.pt, addr, pte)
-            spin_unlock(gpu.lock)
-            return 0
-        spin_unlock(gpu.lock)
+        with spin_lock(gpu.lock):
+            if not gpu.in_progress and gpu.invalidate_seq == seq:
+                pt_set(gpu.pt, addr, pte)
+                return 0
         count("fault_retries")
     return -EBUSY
 

@@ -61,12 +61,11 @@ def hmm_split_block(va_block: VaBlock, last: int) -> VaBlock:
     node = IntervalNode(va_block.node)
     new = uvm_va_block_create(va_space, last + 1, node.last)
     settle(new)
-    mutex_lock(va_block.lock)
-    itree_remove(va_space.blocks, node)  # uvm_va_block_split_locked(), uvm_hmm_va_block_split_tree()
-    node.last = last
-    itree_insert(va_space.blocks, node)
-    itree_insert(va_space.blocks, new.node)
-    mutex_unlock(va_block.lock)
+    with mutex_lock(va_block.lock):
+        itree_remove(va_space.blocks, node)  # uvm_va_block_split_locked(), uvm_hmm_va_block_split_tree()
+        node.last = last
+        itree_insert(va_space.blocks, node)
+        itree_insert(va_space.blocks, new.node)
     split = cover(va_block, last)
     mmu_interval_notifier_remove(va_block)
     mmu_interval_notifier_insert(va_block, va_space.mm, node.start, last + 1 - node.start, uvm_hmm_notifier_ops)
@@ -77,8 +76,7 @@ def hmm_split_block(va_block: VaBlock, last: int) -> VaBlock:
 @protocol
 def uvm_hmm_va_block_reclaim(va_space: VaSpace, start: int, last: int) -> None:
     """uvm_hmm_va_block_reclaim(): no block is left in ``[start, last]``; what is beside it stays."""
-    found = itree_first(va_space.blocks, start, last, SCRATCH)
-    while found:
+    while found := itree_first(va_space.blocks, start, last, SCRATCH):
         va_block = VaBlock(container_of(VaBlock, "node", found))
         if IntervalNode(va_block.node).start < start:
             va_block = hmm_split_block(va_block, start - 1)
@@ -87,18 +85,14 @@ def uvm_hmm_va_block_reclaim(va_space: VaSpace, start: int, last: int) -> None:
         mmu_interval_notifier_remove(va_block)
         itree_remove(va_space.blocks, va_block.node)
         uvm_va_block_kill(va_block)
-        found = itree_first(va_space.blocks, start, last, SCRATCH)
 
 
 @protocol
 def uvm_create_external_range(gpu: Gpu, start: int, size: int) -> None:
     """uvm_create_external_range(), an ioctl: nothing is mapped there, and blocks give way."""
     va_space = gpu.page_dir
-    down_read(va_space.mm.mmap_lock)
-    down_write(va_space.lock)
-    uvm_hmm_va_block_reclaim(va_space, start, start + size - 1)
-    up_write(va_space.lock)
-    up_read(va_space.mm.mmap_lock)
+    with down_read(va_space.mm.mmap_lock), down_write(va_space.lock):
+        uvm_hmm_va_block_reclaim(va_space, start, start + size - 1)
 
 
 @protocol(replaces=settle)

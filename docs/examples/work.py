@@ -17,9 +17,8 @@ class WorkGpu(plain.Gpu):
 @protocol
 def gpu_work(gpu: WorkGpu) -> None:
     """The work function: it gets what queue_work() was given."""
-    mutex_lock(gpu.mutex)
-    gpu.epoch = gpu.epoch ^ 1
-    mutex_unlock(gpu.mutex)
+    with mutex_lock(gpu.mutex):
+        gpu.epoch = gpu.epoch ^ 1
 
 
 @protocol

@@ -21,6 +21,7 @@ from faultpath.protocol.language import Helper, Primitive, Protocol
 from faultpath.protocol.program import Source
 from faultpath.scenario import Scenario
 from mutants.cuts import CUT, cuts
+from mutants.explicit import written_out
 
 Edit = tuple[str, str]
 
@@ -52,7 +53,7 @@ class Mutant:
     :param name: what is wrong, in a few words
     :param subject: the design in which it is looked for
     :param target: the function that is changed
-    :param edits: old and new text; the old text stands in the function exactly once
+    :param edits: old and new text; the old text stands in the function exactly once, locks and unlocks written out
     :param scenario: where it shows
     :param breaks: the properties of which it may be the first to break one
     :param variant: what stands for other functions besides
@@ -105,13 +106,13 @@ def found(verdict: Verdict) -> str:
 def mutated(target: Source, edits: tuple[Edit, ...]) -> Source:
     """The function with its text changed, to stand for itself.
 
-    Its text lies in a file of its own, on the lines of the original: a function's tree is made from its file.
+    Its text lies in a file of its own, about on the lines of the original: a function's tree is made from its file.
     """
     lines, first = inspect.getsourcelines(target.fn)
     text = textwrap.dedent("".join(lines))
     head = text.index("def ")
     first += text[:head].count("\n")
-    text = text[head:]
+    text = written_out(text[head:])
     for old, new in edits:
         if text.count(old) != 1:
             raise ValueError(f"{target.__name__}: {old!r} stands there {text.count(old)} times")

@@ -113,9 +113,8 @@ DRIVER = [
         "retry check before the lock",
         FAULT,
         (
-            "        mutex_lock(dmirror.mutex)\n        if mmu_interval_read_retry(mni, seq):\n"
-            '            mutex_unlock(dmirror.mutex)\n            count("fault_retries")\n            continue\n',
-            "        if mmu_interval_read_retry(mni, seq):\n            continue\n        mutex_lock(dmirror.mutex)\n",
+            "        mutex_lock(dmirror.mutex)\n        if not mmu_interval_read_retry(mni, seq):\n",
+            "        ok = not mmu_interval_read_retry(mni, seq)\n        mutex_lock(dmirror.mutex)\n        if ok:\n",
         ),
         at="fault-vs-dontneed",
         breaks="coherence",
@@ -124,7 +123,7 @@ DRIVER = [
         FULL_VA,
         "no retry check (xe, 0a98219bcc96 mends it)",
         FAULT,
-        ("if mmu_interval_read_retry(mni, seq):", "if False:"),
+        ("if not mmu_interval_read_retry(mni, seq):", "if True:"),
         at="fault-vs-munmap",
         breaks="coherence",
     ),
@@ -132,7 +131,7 @@ DRIVER = [
         FULL_VA,
         "retry check the wrong way round",
         FAULT,
-        ("if mmu_interval_read_retry", "if not mmu_interval_read_retry"),
+        ("if not mmu_interval_read_retry", "if mmu_interval_read_retry"),
         at="first-fault-vs-dontneed",
         breaks="coherence",
     ),
@@ -141,8 +140,8 @@ DRIVER = [
         "driver's lock dropped before the device PTE is written",
         FAULT,
         (
-            "        pt_set(dmirror.pt, addr, pfn)\n        mutex_unlock(dmirror.mutex)\n",
-            "        mutex_unlock(dmirror.mutex)\n        pt_set(dmirror.pt, addr, pfn)\n",
+            "            pt_set(dmirror.pt, addr, pfn)\n            mutex_unlock(dmirror.mutex)\n",
+            "            mutex_unlock(dmirror.mutex)\n            pt_set(dmirror.pt, addr, pfn)\n",
         ),
         at="fault-vs-reclaim",
         breaks="coherence",
@@ -152,8 +151,8 @@ DRIVER = [
         "driver's lock not given up on retry",
         FAULT,
         (
-            '            mutex_unlock(dmirror.mutex)\n            count("fault_retries")\n            continue\n',
-            "            continue\n",
+            '        mutex_unlock(dmirror.mutex)\n        count("fault_retries")\n',
+            '        count("fault_retries")\n',
         ),
         at="fault-vs-dontneed",
         breaks="locks",
@@ -297,7 +296,8 @@ DRIVER = [
 
 # destroy_unused_implicit_child_mr() that does not ask whether it was the one to take the child out of the xarray.
 UNASKED = (
-    ("if xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH) != mr:", "xa_erase(imr.children, idx)\n    if False:"),
+    ("found = xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH)", "xa_erase(imr.children, idx)"),
+    ("if found == mr:", "if True:"),
 )
 
 ODP = [
@@ -348,8 +348,13 @@ ODP = [
         "child looked up, reference taken after the lock",
         odp_implicit.pagefault_implicit_mr,
         (
-            "        if found:\n            refcount_inc(Mr(found).usecount)\n        spin_unlock(imr.xa_lock)\n",
-            "        spin_unlock(imr.xa_lock)\n        if found:\n            refcount_inc(Mr(found).usecount)\n",
+            "        if found := xa_load(imr.children, idx, LOOKUP_STEPS):\n"
+            "            refcount_inc(Mr(found).usecount)\n"
+            "        spin_unlock(imr.xa_lock)\n",
+            "        found = xa_load(imr.children, idx, LOOKUP_STEPS)\n"
+            "        spin_unlock(imr.xa_lock)\n"
+            "        if found:\n"
+            "            refcount_inc(Mr(found).usecount)\n",
         ),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -446,12 +451,8 @@ ODP = [
         "children loaded outside the SRCU section",
         odp_implicit.pagefault_single_data_segment,
         (
-            "            ret = pagefault_implicit_mr(imr, addr)\n"
-            "        srcu_read_unlock(dev.odp_srcu, srcu_key)\n"
-            "        return ret\n",
-            "            srcu_read_unlock(dev.odp_srcu, srcu_key)\n"
-            "            return pagefault_implicit_mr(imr, addr)\n"
-            "        srcu_read_unlock(dev.odp_srcu, srcu_key)\n        return ret\n",
+            "        value = pagefault_implicit_mr(imr, addr)\n        srcu_read_unlock(dev.odp_srcu, idx)\n",
+            "        srcu_read_unlock(dev.odp_srcu, idx)\n        value = pagefault_implicit_mr(imr, addr)\n",
         ),
         at="fault-vs-dontneed",
         breaks="lifetime",
@@ -565,7 +566,10 @@ PLAIN = [
         "sequence number read after the page was looked up",
         kvm.direct_page_fault,
         ("    mmu_seq = kvm.mmu_invalidate_seq\n", ""),
-        ("    ret = RET_PF_RETRY\n", "    ret = RET_PF_RETRY\n    mmu_seq = kvm.mmu_invalidate_seq\n"),
+        (
+            "    read_lock(kvm.mmu_lock)\n    if mmu_inv",
+            "    mmu_seq = kvm.mmu_invalidate_seq\n    read_lock(kvm.mmu_lock)\n    if mmu_inv",
+        ),
         at="fault-vs-reclaim",
         breaks="coherence",
     ),
@@ -608,7 +612,7 @@ CORE = [
         FULL_VA,
         "callbacks get the sequence number from before it was made odd",
         mmu_notifier.mn_itree_inv_start_range,
-        ("    first = Int", "    range.cur_seq = subs.invalidate_seq\n    first = Int"),
+        ("    if first := Int", "    range.cur_seq = subs.invalidate_seq\n    if first := Int"),
         ("    range.cur_seq = subs.invalidate_seq\n    spin_unlock", "    spin_unlock"),
         at="fault-vs-dontneed",
         breaks="coherence",
@@ -1140,8 +1144,8 @@ RANGES = [
         "VM looked up, reference taken after the lock",
         xe.xe_pagefault_service,
         (
-            "    if vm:\n        refcount_inc(vm.refcount)\n    up_read(xe.usm_lock)\n",
-            "    up_read(xe.usm_lock)\n    if vm:\n        refcount_inc(vm.refcount)\n",
+            "    refcount_inc(vm.refcount)\n    up_read(xe.usm_lock)\n",
+            "    up_read(xe.usm_lock)\n    refcount_inc(vm.refcount)\n",
         ),
         at="teardown-vs-fault",
         breaks="lifetime",

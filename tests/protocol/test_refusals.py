@@ -19,6 +19,10 @@ def body(*lines: str, parameters: str = "a: int") -> str:
     return "\n".join([f"@protocol\ndef p({parameters}) -> int:", *(f"    {line}" for line in lines), ""])
 
 
+def block(taking: str) -> str:
+    return body(f"with {taking}:", "    pass", "return 0", parameters="a: Thing")
+
+
 def primitive(*lines: str) -> str:
     return "\n".join(["@primitive\ndef r(w, a: int) -> int:", *(f"    {line}" for line in lines), body("return r(a)")])
 
@@ -28,7 +32,12 @@ REFUSED = {
     "for": (body("for i in range(3):", "    a += i", "return a"), 4, "'for' is for primitives", "while"),
     "for over a list": (body("for i in TEXT:", "    a += i", "return a"), 3, "'for' is not", "while"),
     "try": (body("try:", "    a = 1", "finally:", "    a = 2", "return a"), 3, "'try' is not", "assignments"),
-    "with": (body("with a:", "    pass", "return a"), 3, "'with' is not", "assignments"),
+    "with": (block("a"), 3, "'a' takes nothing", "mutex_lock"),
+    "with what takes nothing": (block("mutex_unlock(a.mutex)"), 3, "takes nothing", "mutex_lock"),
+    "with as": (block("mutex_lock(a.mutex) as b"), 3, "takes nothing", "mutex_lock"),
+    "with, not a lock": (block("mutex_lock(a)"), 3, "'lock' must be a Mutex", "a field"),
+    ":= in a comparison": (body("if (b := a) > 1:", "    return b", "return a"), 3, "is not in the", "integers"),
+    ":= as a statement": (body("(b := a)", "return a"), 3, "'expr' is not", "assignments"),
     "assert": (body("assert a", "return a"), 3, "'assert' is not", "assignments"),
     "del": (body("del a", "return 0"), 3, "'delete' is not", "assignments"),
     "import": (body("import os", "return a"), 3, "'import' is not", "assignments"),

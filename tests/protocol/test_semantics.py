@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from writing import Both, module
 
+from faultpath.engine import world
 from faultpath.engine.world import BAD_ADDRESS, INDEX, STATUS, WOULD_BLOCK, Stop
 
 NAMES = ("a", "b", "c")
@@ -70,24 +71,42 @@ def written(seed: int) -> str:
     random = Random(seed)
     lines = [
         FIXED,
-        "@protocol\ndef p(a: int, b: int, c: int) -> int:",
+        "@protocol\ndef inner(thing: Thing, a: int, b: int, c: int) -> int:",
         "    n = 0",
         "    while n < 12:",
         "        n += 1",
     ]
     for _ in range(random.randint(1, 5)):
         target = random.choice(NAMES)
+        margin = "        "
+        if locked := random.choice([[], [], ["thing.mutex"], ["thing.mutex", "Thing(thing).other"]]):
+            lines.append(f"        with {', '.join(f'mutex_lock({lock})' for lock in locked)}:")
+            margin = "            "
         lines += [
-            f"        if {test(random, 3)}:",
-            f"            {target} = {number(random, 3)} % 100003",
-            f"        elif {test(random, 2)}:",
-            f"            {target} -= {number(random, 1)} % 77",
-            f"            {random.choice(['continue', 'break', 'pass', 'return a - b'])}",
-            "        else:",
-            f"            {random.choice(['a', 'b'])} ^= n",
+            margin + line
+            for line in (
+                f"if {test(random, 3)}:",
+                f"    {target} = {number(random, 3)} % 100003",
+                f"elif {random.choice([test(random, 2), f'c := {number(random, 2)} % 3'])}:",
+                f"    {target} -= {number(random, 1)} % 77",
+                f"    {random.choice(['continue', 'break', 'pass', 'return a - b', 'return bump(b)'])}",
+                "else:",
+                f"    {random.choice(['a', 'b'])} ^= n",
+            )
         ]
-    lines += [f"    return {number(random, 4)}", ""]
+    lines += [f"    return {number(random, 4)}", FREE, ""]
     return "\n".join(lines)
+
+
+# p() ends only if inner() has given up both locks.
+FREE = """\
+@protocol
+def p(a: int, b: int, c: int) -> int:
+    thing = on_stack(Thing)
+    found = inner(thing, a, b, c)
+    with mutex_lock(thing.mutex), mutex_lock(thing.other):
+        return found
+"""
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -95,6 +114,81 @@ def test_random_programs(seed: int, tmp_path: Path) -> None:
     both, random = Both(module(tmp_path, written(seed)).p), Random(seed)
     for _ in range(15):
         both(*(random.choice([0, 1, -1, random.randint(-50, 50), random.randint(-(1 << 40), 1 << 40)]) for _ in NAMES))
+
+
+LEFT = {
+    "at its end": ("pass", 30),
+    "by return": ("return bump(thing.number)", 5),
+    "by return of what was taken": ("return thing", None),
+    "by break": ("break", 30),
+    "by continue": ("continue", 30),
+    "from a loop inside": ("while n < 9:\n                n += 1\n                break", 30),
+    "from two at once": ("with mutex_lock(thing.other):\n                return bump(thing.number)", 5),
+}
+
+
+@pytest.mark.parametrize("way", LEFT)
+def test_whatever_way_a_block_is_left_its_lock_is_given_up(way: str, tmp_path: Path) -> None:
+    text, expected = LEFT[way]
+    body = f"""\
+@protocol
+def inner(thing: Thing, a: int, b: int, c: int) -> int:
+    n = 0
+    thing.number = 5
+    while n < 3:
+        n += 1
+        thing.inner = Inner(thing)
+        with mutex_lock(Thing(thing.inner).mutex):
+            thing.inner = Inner(NULL)
+            count("lookups")
+            {text}
+    return 30
+"""
+    found = Both(module(tmp_path, FIXED + body + FREE).p)(1, 2, 3)
+    assert found == expected or expected is None
+
+
+def test_what_a_lock_returns_goes_to_who_undoes_it(tmp_path: Path) -> None:
+    text = """\
+class Reader(Struct):
+    srcu: Srcu
+@protocol
+def p(n: int) -> int:
+    reader = on_stack(Reader)
+    with srcu_read_lock(reader.srcu):
+        srcu_gp_start(reader.srcu)
+        with srcu_read_lock(reader.srcu):
+            count("lookups")
+    synchronize_srcu(reader.srcu)
+    return n
+"""
+    assert Both(module(tmp_path, text).p)(4) == 4
+
+
+def test_what_blocks_inside_a_block_gives_nothing_up(tmp_path: Path) -> None:
+    text = """\
+@protocol
+def p(n: int) -> int:
+    thing = on_stack(Thing)
+    with mutex_lock(thing.mutex):
+        mutex_lock(thing.mutex)
+    return 1
+"""
+    both = Both(module(tmp_path, text).p)
+    for run in (both.machine, both.python):
+        with pytest.raises(Stop):
+            run(0)
+    assert (world.state(both.worlds[0]) == world.state(both.worlds[1])).all()
+
+
+def test_a_loop_may_test_what_it_finds(tmp_path: Path) -> None:
+    text = FIXED + (
+        "@protocol\ndef p(a: int) -> int:\n    n = 0\n    while found := bump(a - n):\n        n += 1\n"
+        "        if found == 3:\n            continue\n        if rest := found % 4:\n            n += rest * 10\n"
+        "            break\n    return n\n"
+    )
+    both = Both(module(tmp_path, text).p)
+    assert [both(a) for a in range(6)] == [0, 11, 21, 22, 23, 11]
 
 
 def test_division_rounds_down_as_in_python(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from faultpath.engine.world import INDEX, SCRATCH, STATUS, Stop
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, on_stack
 from faultpath.kernel.primitives.locks import mutex_lock, mutex_unlock, refcount_inc
+from faultpath.kernel.srcu import Srcu, srcu_gp_start, srcu_read_lock, synchronize_srcu
 from faultpath.protocol.language import (
     NULL, Ops, container_of, count, has_op, helper, hook, primitive, protocol, wait_until
 )
@@ -31,6 +32,7 @@ class Thing(Struct):
     number: int
     inner: Inner
     mutex: Mutex
+    other: Mutex
     node: HlistNode
 """
 HEAD_LINES = HEAD.count("\n")

@@ -79,14 +79,13 @@ def read_once_and_return(bo: Mirror, range: HmmRange, write: int) -> int:
 def map_if_valid(bo: Mirror, range: HmmRange) -> int:
     """confirm_valid_user_pages_locked() and the update of the page tables: amdgpu_hmm_range_valid() under the lock."""
     ret = -EBUSY
-    mutex_lock(bo.notifier_lock)
-    if not mmu_interval_read_retry(bo.notifier, range.notifier_seq):
-        addr = SPAN
-        while addr < SPAN + PAGES * PAGE_SIZE:
-            pt_set(bo.pt, addr, pt_get(range.hmm_pfns, addr))
-            addr += PAGE_SIZE
-        ret = 0
-    mutex_unlock(bo.notifier_lock)
+    with mutex_lock(bo.notifier_lock):
+        if not mmu_interval_read_retry(bo.notifier, range.notifier_seq):
+            addr = SPAN
+            while addr < SPAN + PAGES * PAGE_SIZE:
+                pt_set(bo.pt, addr, pt_get(range.hmm_pfns, addr))
+                addr += PAGE_SIZE
+            ret = 0
     return ret
 
 
@@ -97,9 +96,8 @@ def restore_userptr_worker(bo: Mirror, addr: int, write: int) -> int:
     while ret == -EBUSY and not timed_out():
         range = kmalloc(HmmRange, GFP_KERNEL)
         pt_init(range.hmm_pfns, SPAN, SPAN + PAGES * PAGE_SIZE)
-        down_read(bo.mm.mmap_lock)
-        ret = amdgpu_hmm_range_get_pages(bo, range, write)
-        up_read(bo.mm.mmap_lock)
+        with down_read(bo.mm.mmap_lock):
+            ret = amdgpu_hmm_range_get_pages(bo, range, write)
         if not ret:
             ret = map_if_valid(bo, range)
         if ret == -EBUSY:

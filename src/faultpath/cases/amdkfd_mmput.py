@@ -57,9 +57,8 @@ def invalidate_without_a_reference(mni: IntervalNotifier, range: Range, cur_seq:
 @protocol
 def compact_page(mm: Mm, page: int) -> None:
     """migrate_pages() for compaction: try_to_migrate_one(), called by rmap_walk() under the rmap's lock."""
-    down_read(mm.i_mmap)
-    mm_reclaim(mm, page)
-    up_read(mm.i_mmap)
+    with down_read(mm.i_mmap):
+        mm_reclaim(mm, page)
 
 
 BEFORE = dataclasses.replace(

@@ -55,11 +55,10 @@ def look_for_the_vma(svms: Svms, addr: int) -> int:
 def map_if_valid(svms: Svms, addr: int, pfn: int, seq: int) -> int:
     """amdgpu_hmm_range_get_pages_done() under the range's lock, and svm_range_map_to_gpus()."""
     ret = -EBUSY
-    mutex_lock(svms.notifier_lock)
-    if not mmu_interval_read_retry(svms.notifier, seq):
-        pt_set(svms.pt, addr, pfn)
-        ret = 0
-    mutex_unlock(svms.notifier_lock)
+    with mutex_lock(svms.notifier_lock):
+        if not mmu_interval_read_retry(svms.notifier, seq):
+            pt_set(svms.pt, addr, pfn)
+            ret = 0
     return ret
 
 
@@ -69,17 +68,16 @@ def svm_range_restore_pages(svms: Svms, addr: int, write: int) -> int:
     mm = svms.mm
     mni = svms.notifier
     ret = -EBUSY
-    down_read(mm.mmap_lock)
-    if vma_is_removed(svms, addr):
-        ret = 0
-    while ret == -EBUSY and not timed_out():
-        seq = mmu_interval_read_begin(mni)
-        ret = hmm_range_fault(mm, mni, seq, addr, write)
-        if ret > 0:
-            ret = map_if_valid(svms, addr, ret, seq)
-        if ret == -EBUSY:
-            count("fault_retries")
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        if vma_is_removed(svms, addr):
+            ret = 0
+        while ret == -EBUSY and not timed_out():
+            seq = mmu_interval_read_begin(mni)
+            ret = hmm_range_fault(mm, mni, seq, addr, write)
+            if ret > 0:
+                ret = map_if_valid(svms, addr, ret, seq)
+            if ret == -EBUSY:
+                count("fault_retries")
     if ret == -EFAULT:
         svms.fatal = 1
     return ret

@@ -12,7 +12,7 @@ from faultpath.kernel.mm.mmap import map_vma
 from faultpath.kernel.mm.raising import UNMAP, zap_range
 from faultpath.kernel.mm.vma import Vma, drop_vmas
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.locks import down_write, up_write
+from faultpath.kernel.primitives.locks import down_write
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, WRITE, pt_cmpxchg, pt_fork
 from faultpath.protocol.language import protocol
 from faultpath.scenario import MM, PRIVATE_ANONYMOUS, READ_WRITE, Call, Scenario, address
@@ -95,10 +95,9 @@ def write_protect(mm: Mm, start: int, size: int) -> None:
 @protocol
 def unmap(mm: Mm, start: int, size: int) -> None:
     """munmap() of a whole mapping: nothing is split, and mmap_lock is not downgraded."""
-    down_write(mm.mmap_lock)
-    drop_vmas(mm, start, start + size)
-    zap_range(mm, start, start + size, UNMAP)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        drop_vmas(mm, start, start + size)
+        zap_range(mm, start, start + size, UNMAP)
 
 
 def memory(pages: int, flags: int = PRIVATE_ANONYMOUS) -> list[Call]:

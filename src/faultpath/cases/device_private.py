@@ -59,13 +59,11 @@ def put_page(page: Page) -> None:
 @protocol
 def migrate_back(mm: Mm, table: PageTablePage, addr: int) -> None:
     """migrate_vma_setup() to migrate_vma_finalize(): the entry names other memory, whose reference takes its place."""
-    mutex_lock(table.migrate_lock)
-    spin_lock(table.ptl)
-    found = pt_cmpxchg(mm.pt, addr, DEVICE_PRIVATE, new_anon_page(mm, addr) | WRITE)
-    spin_unlock(table.ptl)
-    if found == DEVICE_PRIVATE:
-        put_page(table.page)
-    mutex_unlock(table.migrate_lock)
+    with mutex_lock(table.migrate_lock):
+        with spin_lock(table.ptl):
+            found = pt_cmpxchg(mm.pt, addr, DEVICE_PRIVATE, new_anon_page(mm, addr) | WRITE)
+        if found == DEVICE_PRIVATE:
+            put_page(table.page)
 
 
 @protocol
@@ -84,13 +82,11 @@ def fault_on_page(mm: Mm, table: PageTablePage, addr: int) -> None:
 @protocol(replaces=fault_on_page)
 def fault_on_page_held(mm: Mm, table: PageTablePage, addr: int) -> None:
     """do_swap_page() after 16ce101db85d."""
-    spin_lock(table.ptl)
-    if not pt_get(mm.pt, addr) & DEVICE_PRIVATE:
-        spin_unlock(table.ptl)
-        return
-    page = table.page
-    refcount_inc(page.refcount)
-    spin_unlock(table.ptl)
+    with spin_lock(table.ptl):
+        if not pt_get(mm.pt, addr) & DEVICE_PRIVATE:
+            return
+        page = table.page
+        refcount_inc(page.refcount)
     migrate_to_ram(mm, table, page, addr)
     put_page(page)
 

@@ -55,9 +55,8 @@ def clear_tid_node(node: TidNode) -> None:
 @protocol(replaces=clear_tid_node)
 def clear_now(node: TidNode) -> None:
     """__clear_tid_node() in the callback, after 1c7edde1b572."""
-    mutex_lock(node.invalidate_mutex)
-    device_zap(node.fd.rcvarray, node.start, node.last + 1)
-    mutex_unlock(node.invalidate_mutex)
+    with mutex_lock(node.invalidate_mutex):
+        device_zap(node.fd.rcvarray, node.start, node.last + 1)
 
 
 @protocol
@@ -74,9 +73,8 @@ def tid_rb_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
 def tid_cover_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """tid_cover_invalidate()."""
     if range.event == MMU_NOTIFY_UNMAP:
-        mutex_lock(TidUserBuf(mni).cover_mutex)
-        mmu_interval_set_seq(mni, cur_seq)
-        mutex_unlock(TidUserBuf(mni).cover_mutex)
+        with mutex_lock(TidUserBuf(mni).cover_mutex):
+            mmu_interval_set_seq(mni, cur_seq)
     return 1
 
 
@@ -111,9 +109,8 @@ def read_begin(node: TidNode) -> None:
 def set_rcvarray_entry(fd: Fd, addr: int) -> int:
     """pin_rcv_pages() and set_rcvarray_entry(), of one page."""
     mm = fd.mm
-    down_read(mm.mmap_lock)
-    pfn = get_user_pages(mm, addr, 1)
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        pfn = get_user_pages(mm, addr, 1)
     if pfn < 0:
         return pfn
     node = embedded(TidNode)
@@ -141,11 +138,10 @@ def setup_under_cover(fd: Fd, addr: int, write: int) -> int:
     seq = mmu_interval_read_begin(tidbuf)
     ret = set_rcvarray_entry(fd, addr)
     if not ret:
-        mutex_lock(tidbuf.cover_mutex)
-        if mmu_interval_read_retry(tidbuf, seq):
-            device_zap(fd.rcvarray, addr, addr + PAGE_SIZE)  # fail_unprogram
-            ret = -EBUSY
-        mutex_unlock(tidbuf.cover_mutex)
+        with mutex_lock(tidbuf.cover_mutex):
+            if mmu_interval_read_retry(tidbuf, seq):
+                device_zap(fd.rcvarray, addr, addr + PAGE_SIZE)  # fail_unprogram
+                ret = -EBUSY
     mmu_interval_notifier_remove(tidbuf)
     off_stack(tidbuf)
     if not ret:

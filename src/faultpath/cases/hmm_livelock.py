@@ -96,11 +96,10 @@ def lru_add_drain_per_cpu(folio: Folio) -> None:
 def migrate_device_unmap(mm: Mm, page: int) -> None:
     """migrate_device_unmap() with the folio locked: lru_add_drain_all(), and it comes back."""
     folio = Folio(vma_at(mm, page).file)
-    mutex_lock(folio.lock)
-    queue_work(folio.lru_add_drain_work, lru_add_drain_per_cpu, folio)
-    flush_work(folio.lru_add_drain_work)
-    migrate_to_ram(mm, page)
-    mutex_unlock(folio.lock)
+    with mutex_lock(folio.lock):
+        queue_work(folio.lru_add_drain_work, lru_add_drain_per_cpu, folio)
+        flush_work(folio.lru_add_drain_work)
+        migrate_to_ram(mm, page)
 
 
 BEFORE = dataclasses.replace(mirror.design, replaces=[do_swap_page])

@@ -41,10 +41,9 @@ def hmm_invalidate_range_start(mn: Notifier, range: Range) -> int:
     hmm = Hmm(mn)
     if not refcount_inc_not_zero(hmm.kref):
         return 0
-    mutex_lock(hmm.lock)
-    if hmm.mirror:
-        device_zap(hmm.mirror.pt, range.start, range.end)
-    mutex_unlock(hmm.lock)
+    with mutex_lock(hmm.lock):
+        if hmm.mirror:
+            device_zap(hmm.mirror.pt, range.start, range.end)
     hmm_put(hmm)
     return 0
 
@@ -73,9 +72,8 @@ def hmm_mirror_register(mm: Mm) -> Mirror:
 def mmu_notifier_unregister_no_release(mn: Notifier, mm: Mm) -> None:
     """mmu_notifier_unregister_no_release(), Linux 3.17 to 5.3: off the list, and no word to anybody."""
     subs = mm.notifier_subscriptions
-    spin_lock(subs.lock)
-    hlist_del_init_rcu(mn.hlist)
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        hlist_del_init_rcu(mn.hlist)
     mmdrop(mm)
 
 
@@ -110,9 +108,8 @@ def hmm_put(hmm: Hmm) -> None:
 def hmm_mirror_unregister(mirror: Mirror) -> None:
     """hmm_mirror_unregister(), and the driver frees its own."""
     hmm = Hmm(mirror.hmm)
-    mutex_lock(hmm.lock)
-    hmm.mirror = Mirror(NULL)
-    mutex_unlock(hmm.lock)
+    with mutex_lock(hmm.lock):
+        hmm.mirror = Mirror(NULL)
     hmm_put(hmm)
     pt_free(mirror.pt)
     kfree(mirror)

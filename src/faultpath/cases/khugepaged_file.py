@@ -36,9 +36,8 @@ def collapse_and_tell(mm: Mm, start: int, end: int) -> None:
 @protocol
 def retract_page_tables(mm: Mm, start: int, size: int) -> None:
     """retract_page_tables(), for one mm."""
-    down_write(mm.mmap_lock)
-    collapse_and_free_pmd(mm, start, start + size)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        collapse_and_free_pmd(mm, start, start + size)
 
 
 AFTER = dataclasses.replace(mirror.design, replaces=[*mirror.design.replaces, collapse_and_tell])

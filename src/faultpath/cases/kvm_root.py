@@ -107,9 +107,8 @@ def stale_by_root(kvm: KvmX86, seq: int) -> int:
 @protocol
 def kvm_mmu_reload(kvm: KvmX86) -> None:
     """kvm_mmu_reload(), before the guest is entered: KVM_REQ_MMU_RELOAD."""
-    spin_lock(kvm.mmu_lock)
-    obsolete = kvm.root.invalid
-    spin_unlock(kvm.mmu_lock)
+    with spin_lock(kvm.mmu_lock):
+        obsolete = kvm.root.invalid
     if obsolete:
         put_root(kvm.root)
         kvm.root = new_root()
@@ -121,19 +120,16 @@ def direct_page_fault(kvm: KvmX86, addr: int) -> int:
     mm = kvm.mm
     while not timed_out():
         seq = kvm.mmu_invalidate_seq
-        down_read(mm.mmap_lock)
-        pfn = get_user_pages(mm, addr, 1)  # kvm_faultin_pfn()
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = get_user_pages(mm, addr, 1)  # kvm_faultin_pfn()
         if pfn < 0:
             return pfn
-        spin_lock(kvm.mmu_lock)
-        if not is_page_fault_stale(kvm, seq):
-            if not kvm.root.child:
-                kvm.root.child = kmalloc_from_cache()
-            pt_set(kvm.pt, addr, pfn)  # kvm_tdp_mmu_map()
-            spin_unlock(kvm.mmu_lock)
-            return 0
-        spin_unlock(kvm.mmu_lock)
+        with spin_lock(kvm.mmu_lock):
+            if not is_page_fault_stale(kvm, seq):
+                if not kvm.root.child:
+                    kvm.root.child = kmalloc_from_cache()
+                pt_set(kvm.pt, addr, pfn)  # kvm_tdp_mmu_map()
+                return 0
         count("fault_retries")
         kvm_mmu_reload(kvm)
     return -EBUSY
@@ -148,17 +144,15 @@ def kmalloc_from_cache() -> Sp:
 @protocol
 def kvm_set_memslot(kvm: KvmX86) -> None:
     """kvm_mmu_zap_all_fast() and kvm_tdp_mmu_zap_invalidated_roots()."""
-    spin_lock(kvm.mmu_lock)
-    root = kvm.root
-    root.invalid = 1
-    refcount_inc(root.refcount)
-    spin_unlock(kvm.mmu_lock)
-    spin_lock(kvm.mmu_lock)
-    if root.child:
-        kfree(root.child)
-        root.child = Sp(NULL)
-        device_zap(kvm.pt, 0, kvm.mm.task_size)
-    spin_unlock(kvm.mmu_lock)
+    with spin_lock(kvm.mmu_lock):
+        root = kvm.root
+        root.invalid = 1
+        refcount_inc(root.refcount)
+    with spin_lock(kvm.mmu_lock):
+        if root.child:
+            kfree(root.child)
+            root.child = Sp(NULL)
+            device_zap(kvm.pt, 0, kvm.mm.task_size)
     put_root(root)
     kvm.updated = 1
 

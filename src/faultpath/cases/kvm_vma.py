@@ -42,10 +42,9 @@ class KvmNotifier(Notifier):
 def kvm_mmu_notifier_invalidate_range_start(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_start()."""
     kvm = KvmNotifier(mn).kvm
-    spin_lock(kvm.mmu_lock)
-    kvm.mmu_invalidate_in_progress += 1
-    device_zap(kvm.pt, range.start, range.end)
-    spin_unlock(kvm.mmu_lock)
+    with spin_lock(kvm.mmu_lock):
+        kvm.mmu_invalidate_in_progress += 1
+        device_zap(kvm.pt, range.start, range.end)
     return 0
 
 
@@ -53,10 +52,9 @@ def kvm_mmu_notifier_invalidate_range_start(mn: Notifier, range: Range) -> int:
 def kvm_mmu_notifier_invalidate_range_end(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_end()."""
     kvm = KvmNotifier(mn).kvm
-    spin_lock(kvm.mmu_lock)
-    kvm.mmu_invalidate_seq += 1
-    kvm.mmu_invalidate_in_progress -= 1
-    spin_unlock(kvm.mmu_lock)
+    with spin_lock(kvm.mmu_lock):
+        kvm.mmu_invalidate_seq += 1
+        kvm.mmu_invalidate_in_progress -= 1
     return 0
 
 
@@ -118,29 +116,24 @@ def user_mem_abort(kvm: Kvm, addr: int, write: int) -> int:
     """user_mem_abort(), and the guest that faults again until it is mapped."""
     mm = kvm.mm
     while not timed_out():
-        down_read(mm.mmap_lock)
-        vma = vma_at(mm, addr)
-        if not vma:
-            up_read(mm.mmap_lock)
-            return -EFAULT
-        pagesize = vma.last + 1 - vma.start  # vma_shift
-        seq = seq_under_mmap_lock(kvm)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            vma = vma_at(mm, addr)
+            if not vma:
+                return -EFAULT
+            pagesize = vma.last + 1 - vma.start  # vma_shift
+            seq = seq_under_mmap_lock(kvm)
         seq = seq_after_mmap_lock(kvm, seq)
-        down_read(mm.mmap_lock)
-        pfn = get_user_pages(mm, addr, write)  # __gfn_to_pfn_memslot()
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = get_user_pages(mm, addr, write)  # __gfn_to_pfn_memslot()
         if pfn < 0:
             return pfn
-        spin_lock(kvm.mmu_lock)
-        if not kvm.mmu_invalidate_in_progress and kvm.mmu_invalidate_seq == seq:
-            end = addr + pagesize
-            while addr < end:
-                pt_set(kvm.pt, addr, pfn)  # kvm_pgtable_stage2_map()
-                addr += PAGE_SIZE
-            spin_unlock(kvm.mmu_lock)
-            return 0
-        spin_unlock(kvm.mmu_lock)
+        with spin_lock(kvm.mmu_lock):
+            if not kvm.mmu_invalidate_in_progress and kvm.mmu_invalidate_seq == seq:
+                end = addr + pagesize
+                while addr < end:
+                    pt_set(kvm.pt, addr, pfn)  # kvm_pgtable_stage2_map()
+                    addr += PAGE_SIZE
+                return 0
         count("fault_retries")
     return -EBUSY
 
@@ -164,9 +157,8 @@ def map_huge(mm: Mm, start: int) -> None:
 def replace_by_small(mm: Mm, start: int) -> None:
     """munmap(), and mmap() of small pages in its place, less the second."""
     unmap(mm, start, 2 * PAGE_SIZE)
-    down_write(mm.mmap_lock)
-    map_vma(mm, start, start + PAGE_SIZE, READ_WRITE, PRIVATE_ANONYMOUS, 0, 0)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        map_vma(mm, start, start + PAGE_SIZE, READ_WRITE, PRIVATE_ANONYMOUS, 0, 0)
 
 
 BEFORE = dataclasses.replace(

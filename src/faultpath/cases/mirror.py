@@ -31,10 +31,9 @@ class MirrorNotifier(IntervalNotifier):
 def mirror_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """mmu_interval_notifier_ops.invalidate, as Documentation/mm/hmm.rst has it."""
     mirror = MirrorNotifier(mni).mirror
-    mutex_lock(mirror.notifier_lock)
-    mmu_interval_set_seq(mni, cur_seq)
-    device_zap(mirror.pt, range.start, range.end)
-    mutex_unlock(mirror.notifier_lock)
+    with mutex_lock(mirror.notifier_lock):
+        mmu_interval_set_seq(mni, cur_seq)
+        device_zap(mirror.pt, range.start, range.end)
     return 1
 
 
@@ -90,16 +89,13 @@ def mirror_fault(mirror: Mirror, addr: int, write: int) -> int:
     mni = mirror.notifier
     while not timed_out():
         seq = mmu_interval_read_begin(mni)
-        down_read(mm.mmap_lock)
-        pfn = hmm_range_fault(mm, mni, seq, addr, write)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = hmm_range_fault(mm, mni, seq, addr, write)
         if pfn >= 0:
-            mutex_lock(mirror.notifier_lock)
-            if not mmu_interval_read_retry(mni, seq):
-                pt_set(mirror.pt, addr, pfn)
-                mutex_unlock(mirror.notifier_lock)
-                return 0
-            mutex_unlock(mirror.notifier_lock)
+            with mutex_lock(mirror.notifier_lock):
+                if not mmu_interval_read_retry(mni, seq):
+                    pt_set(mirror.pt, addr, pfn)
+                    return 0
         elif pfn != -EBUSY:
             return pfn
         count("fault_retries")

@@ -64,11 +64,10 @@ def mlx5r_umr_update_xlt(dev: Mdev, mr: Mr, start: int, end: int) -> None:
 def mlx5_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """mlx5_ib_invalidate_range()."""
     odp = UmemOdp(mni)
-    mutex_lock(odp.mr.umem_mutex)
-    mmu_interval_set_seq(mni, cur_seq)
-    if odp.mr.private:
-        mlx5r_umr_update_xlt(odp.dev, odp.mr, range.start, range.end)
-    mutex_unlock(odp.mr.umem_mutex)
+    with mutex_lock(odp.mr.umem_mutex):
+        mmu_interval_set_seq(mni, cur_seq)
+        if odp.mr.private:
+            mlx5r_umr_update_xlt(odp.dev, odp.mr, range.start, range.end)
     return 1
 
 
@@ -104,9 +103,8 @@ def mlx5r_umr_revoke_mr(mr: Mr) -> None:
 @protocol
 def cache_ent_find_and_store(dev: Mdev) -> None:
     """cache_ent_find_and_store()."""
-    mutex_lock(dev.rb_lock)
-    dev.cached += 1
-    mutex_unlock(dev.rb_lock)
+    with mutex_lock(dev.rb_lock):
+        dev.cached += 1
 
 
 @protocol
@@ -119,20 +117,18 @@ def mlx5_revoke_mr(dev: Mdev, mr: Mr) -> None:
 @protocol(replaces=mlx5_revoke_mr)
 def revoke_under_umem_mutex(dev: Mdev, mr: Mr) -> None:
     """mlx5_revoke_mr() after abb604a1a9c8."""
-    mutex_lock(mr.umem_mutex)
-    mlx5r_umr_revoke_mr(mr)
-    cache_ent_find_and_store(dev)
-    mr.private = NULL
-    mutex_unlock(mr.umem_mutex)
+    with mutex_lock(mr.umem_mutex):
+        mlx5r_umr_revoke_mr(mr)
+        cache_ent_find_and_store(dev)
+        mr.private = NULL
 
 
 @protocol(replaces=mlx5_revoke_mr)
 def revoke_then_store(dev: Mdev, mr: Mr) -> None:
     """mlx5r_handle_mkey_cleanup() and mlx5_umr_revoke_mr_with_lock()."""
-    mutex_lock(mr.umem_mutex)
-    mlx5r_umr_revoke_mr(mr)
-    mr.private = NULL
-    mutex_unlock(mr.umem_mutex)
+    with mutex_lock(mr.umem_mutex):
+        mlx5r_umr_revoke_mr(mr)
+        mr.private = NULL
     cache_ent_find_and_store(dev)
 
 
@@ -150,9 +146,8 @@ def mlx5_ib_dereg_mr(dev: Mdev) -> None:
 @protocol
 def mlx5r_cache_create_ent(dev: Mdev, page: int) -> None:
     """mlx5r_cache_create_ent_locked(): an allocation under rb_lock, which ends in direct reclaim."""
-    mutex_lock(dev.rb_lock)
-    mm_reclaim(dev.mm, page)
-    mutex_unlock(dev.rb_lock)
+    with mutex_lock(dev.rb_lock):
+        mm_reclaim(dev.mm, page)
 
 
 BEFORE = dataclasses.replace(

@@ -41,12 +41,10 @@ class Imr(Device):
 def mlx5_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """mlx5_ib_invalidate_range()."""
     odp = UmemOdp(mni)
-    mutex_lock(odp.umem_mutex)
-    mmu_interval_set_seq(mni, cur_seq)
-    mr = odp.private
-    if mr:
-        device_zap(mr.mtt, range.start, range.end)
-    mutex_unlock(odp.umem_mutex)
+    with mutex_lock(odp.umem_mutex):
+        mmu_interval_set_seq(mni, cur_seq)
+        if mr := odp.private:
+            device_zap(mr.mtt, range.start, range.end)
     return 1
 
 
@@ -78,10 +76,9 @@ def dma_fence_odp_mr(odp: UmemOdp) -> None:
 @protocol(replaces=dma_fence_odp_mr)
 def fence_under_umem_mutex(odp: UmemOdp) -> None:
     """dma_fence_odp_mr(), Linux 5.5."""
-    mutex_lock(odp.umem_mutex)
-    device_zap(odp.private.mtt, SPAN, SPAN + PAGE_SIZE)
-    odp.private = Mr(NULL)
-    mutex_unlock(odp.umem_mutex)
+    with mutex_lock(odp.umem_mutex):
+        device_zap(odp.private.mtt, SPAN, SPAN + PAGE_SIZE)
+        odp.private = Mr(NULL)
 
 
 @protocol

@@ -42,9 +42,8 @@ class SvmNotifier(IntervalNotifier):
 def nouveau_svmm_invalidate_range_start(mn: Notifier, range: Range) -> int:
     """nouveau_svmm_invalidate_range_start(): what is mapped is cleared."""
     svmm = Svmm(mn)
-    mutex_lock(svmm.mutex)
-    device_zap(Svm(svmm.svm).pt, range.start, range.end)
-    mutex_unlock(svmm.mutex)
+    with mutex_lock(svmm.mutex):
+        device_zap(Svm(svmm.svm).pt, range.start, range.end)
     return 0
 
 
@@ -52,9 +51,8 @@ def nouveau_svmm_invalidate_range_start(mn: Notifier, range: Range) -> int:
 def nouveau_svm_range_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """nouveau_svm_range_invalidate(): what is being mapped is told."""
     sn = SvmNotifier(mni)
-    mutex_lock(sn.svmm.mutex)
-    mmu_interval_set_seq(mni, cur_seq)
-    mutex_unlock(sn.svmm.mutex)
+    with mutex_lock(sn.svmm.mutex):
+        mmu_interval_set_seq(mni, cur_seq)
     return 1
 
 
@@ -88,16 +86,14 @@ def nouveau_range_fault(svm: Svm, svmm: Svmm, addr: int) -> int:
     ret = -EBUSY
     while ret == -EBUSY and not timed_out():
         seq = mmu_interval_read_begin(sn)
-        down_read(mm.mmap_lock)
-        ret = hmm_range_fault(mm, sn, seq, addr, 1)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            ret = hmm_range_fault(mm, sn, seq, addr, 1)
         if ret >= 0:
-            mutex_lock(svmm.mutex)
-            if mmu_interval_read_retry(sn, seq):
-                ret = -EBUSY
-            else:
-                pt_set(svm.pt, addr, ret)
-            mutex_unlock(svmm.mutex)
+            with mutex_lock(svmm.mutex):
+                if mmu_interval_read_retry(sn, seq):
+                    ret = -EBUSY
+                else:
+                    pt_set(svm.pt, addr, ret)
     mmu_interval_notifier_remove(sn)
     off_stack(sn)
     return ret
@@ -106,9 +102,8 @@ def nouveau_range_fault(svm: Svm, svmm: Svmm, addr: int) -> int:
 @protocol
 def nouveau_svm_fault(svm: Svm) -> None:
     """nouveau_svm_fault(): the work item's function, for one entry of the fault buffer."""
-    mutex_lock(svm.mutex)
-    svmm = svm.ivmm  # nouveau_ivmm_find()
-    mutex_unlock(svm.mutex)
+    with mutex_lock(svm.mutex):
+        svmm = svm.ivmm  # nouveau_ivmm_find()
     if svmm:
         nouveau_range_fault(svm, svmm, SPAN)
 
@@ -136,9 +131,8 @@ def flush_fault_handler(svm: Svm) -> None:
 def nouveau_svmm_fini(svm: Svm) -> None:
     """nouveau_svmm_part() and nouveau_svmm_fini(), whose mmu_notifier_put() frees after a grace period."""
     svmm = svm.ivmm
-    mutex_lock(svm.mutex)
-    svm.ivmm = Svmm(NULL)
-    mutex_unlock(svm.mutex)
+    with mutex_lock(svm.mutex):
+        svm.ivmm = Svmm(NULL)
     drain_fault_handler(svm)
     mmu_notifier_unregister(svmm, svmm.mm)
     kfree(svmm)

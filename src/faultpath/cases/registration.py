@@ -68,11 +68,10 @@ def vma_end_write_all(kvm: KvmFile) -> None:
 def kvm_create_vm(kvm: KvmFile) -> None:
     """kvm_init_mmu_notifier(): mmu_notifier_register() under all locks."""
     mm = kvm.mm
-    down_write(mm.mmap_lock)
-    lock_vmas(kvm)
-    __mmu_notifier_register(kvm.mn, mm)
-    unlock_vmas(kvm)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        lock_vmas(kvm)
+        __mmu_notifier_register(kvm.mn, mm)
+        unlock_vmas(kvm)
 
 
 @protocol
@@ -82,15 +81,12 @@ def create_and_fault(kvm: KvmFile, addr: int) -> int:
     kvm_create_vm(kvm)
     while not timed_out():
         seq = kvm.mmu_invalidate_seq
-        down_read(mm.mmap_lock)
-        pfn = get_user_pages(mm, addr, 0)
-        up_read(mm.mmap_lock)
-        spin_lock(kvm.mmu_lock)
-        if not kvm.mmu_invalidate_in_progress and kvm.mmu_invalidate_seq == seq:
-            pt_set(kvm.pt, addr, pfn)
-            spin_unlock(kvm.mmu_lock)
-            return 0
-        spin_unlock(kvm.mmu_lock)
+        with down_read(mm.mmap_lock):
+            pfn = get_user_pages(mm, addr, 0)
+        with spin_lock(kvm.mmu_lock):
+            if not kvm.mmu_invalidate_in_progress and kvm.mmu_invalidate_seq == seq:
+                pt_set(kvm.pt, addr, pfn)
+                return 0
         count("fault_retries")
     return -EBUSY
 
@@ -99,9 +95,8 @@ def create_and_fault(kvm: KvmFile, addr: int) -> int:
 def write_under_vma_lock(kvm: KvmFile, page: int) -> None:
     """do_user_addr_fault() with FAULT_FLAG_VMA_LOCK, of a write that breaks copy-on-write."""
     mm = kvm.mm
-    down_read(kvm.vm_lock)  # lock_vma_under_rcu()
-    wp_page_copy(mm, vma_at(mm, page), page, pt_get(mm.pt, page), RAISES_CALLS)
-    up_read(kvm.vm_lock)
+    with down_read(kvm.vm_lock):  # lock_vma_under_rcu()
+        wp_page_copy(mm, vma_at(mm, page), page, pt_get(mm.pt, page), RAISES_CALLS)
 
 
 BEFORE = dataclasses.replace(

@@ -87,14 +87,13 @@ def flush_tlb_page(mm: Mm, page: int) -> None:
 @protocol(replaces=flush_tlb_page)
 def flush_tlbs_of_all(mm: Mm, page: int) -> None:
     """flush_tlb_page() and mmu_notifier_arch_invalidate_secondary_tlbs(), Linux 6.6."""
-    idx = srcu_read_lock(mm.srcu)
-    item = hlist_first(mm.notifier_subscriptions.list)
-    while item:
-        sub = container_of(Notifier, "hlist", item)
-        if has_op(sub.ops, "arch_invalidate_secondary_tlbs"):
-            ops_arch_invalidate_secondary_tlbs(sub.ops, sub, mm, page, page + PAGE_SIZE)
-        item = hlist_next(sub.hlist)
-    srcu_read_unlock(mm.srcu, idx)
+    with srcu_read_lock(mm.srcu):
+        item = hlist_first(mm.notifier_subscriptions.list)
+        while item:
+            sub = container_of(Notifier, "hlist", item)
+            if has_op(sub.ops, "arch_invalidate_secondary_tlbs"):
+                ops_arch_invalidate_secondary_tlbs(sub.ops, sub, mm, page, page + PAGE_SIZE)
+            item = hlist_next(sub.hlist)
 
 
 @protocol(replaces=mm_fault.do_wp_page)
@@ -109,11 +108,9 @@ def iommu_sva_handle_iopf(smmu: Smmu, addr: int, write: int) -> int:
     """iommu_sva_handle_iopf()."""
     mm = smmu.mm
     ret = -EFAULT
-    down_read(mm.mmap_lock)
-    vma = vma_at(mm, addr)
-    if vma:
-        ret = handle_mm_fault(mm, vma, addr, write, RAISES_ALL)
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        if vma := vma_at(mm, addr):
+            ret = handle_mm_fault(mm, vma, addr, write, RAISES_ALL)
     return ret
 
 

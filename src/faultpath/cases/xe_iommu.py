@@ -35,10 +35,9 @@ def dma_unmap_sgtable(uptr: Mirror, start: int, end: int) -> None:
 def vma_userptr_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """vma_userptr_invalidate(); the GPU's page tables are zapped, too."""
     uptr = MirrorNotifier(mni).mirror
-    mutex_lock(uptr.notifier_lock)
-    mmu_interval_set_seq(mni, cur_seq)
-    xe_hmm_userptr_unmap(uptr, range.start, range.end)
-    mutex_unlock(uptr.notifier_lock)
+    with mutex_lock(uptr.notifier_lock):
+        mmu_interval_set_seq(mni, cur_seq)
+        xe_hmm_userptr_unmap(uptr, range.start, range.end)
     return 1
 
 

@@ -45,15 +45,13 @@ def vma_userptr_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) ->
     """vma_userptr_invalidate()."""
     uptr = Uptr(mni)
     vm = uptr.vm
-    mutex_lock(vm.notifier_lock)
-    mmu_interval_set_seq(mni, cur_seq)
-    if not uptr.destroyed:
-        spin_lock(vm.invalidated_lock)
-        if hlist_unhashed(uptr.invalidate_link):
-            hlist_add_head(uptr.invalidate_link, vm.invalidated)
-        spin_unlock(vm.invalidated_lock)
-    device_zap(vm.pt, range.start, range.end)
-    mutex_unlock(vm.notifier_lock)
+    with mutex_lock(vm.notifier_lock):
+        mmu_interval_set_seq(mni, cur_seq)
+        if not uptr.destroyed:
+            with spin_lock(vm.invalidated_lock):
+                if hlist_unhashed(uptr.invalidate_link):
+                    hlist_add_head(uptr.invalidate_link, vm.invalidated)
+        device_zap(vm.pt, range.start, range.end)
     return 1
 
 
@@ -82,16 +80,13 @@ def xe_vma_userptr_pin_pages(uptr: Uptr) -> int:
     mm = vm.mm
     while not timed_out():
         seq = mmu_interval_read_begin(uptr)
-        down_read(mm.mmap_lock)
-        pfn = hmm_range_fault(mm, uptr, seq, SPAN, 1)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = hmm_range_fault(mm, uptr, seq, SPAN, 1)
         if pfn >= 0:
-            mutex_lock(vm.notifier_lock)
-            if not mmu_interval_read_retry(uptr, seq):
-                pt_set(vm.pt, SPAN, pfn)
-                mutex_unlock(vm.notifier_lock)
-                return 0
-            mutex_unlock(vm.notifier_lock)
+            with mutex_lock(vm.notifier_lock):
+                if not mmu_interval_read_retry(uptr, seq):
+                    pt_set(vm.pt, SPAN, pfn)
+                    return 0
     return -EBUSY
 
 
@@ -104,28 +99,25 @@ def restore(vm: Vm) -> None:
 @protocol(replaces=restore)
 def restore_invalidation_list(vm: Vm) -> None:
     """After e043dc16c28c."""
-    spin_lock(vm.invalidated_lock)
-    while hlist_first(vm.repin_list):
-        uptr = container_of(Uptr, "repin_link", hlist_first(vm.repin_list))
-        hlist_del(uptr.repin_link)
-        if hlist_unhashed(uptr.invalidate_link):
-            hlist_add_head(uptr.invalidate_link, vm.invalidated)
-    spin_unlock(vm.invalidated_lock)
+    with spin_lock(vm.invalidated_lock):
+        while hlist_first(vm.repin_list):
+            uptr = container_of(Uptr, "repin_link", hlist_first(vm.repin_list))
+            hlist_del(uptr.repin_link)
+            if hlist_unhashed(uptr.invalidate_link):
+                hlist_add_head(uptr.invalidate_link, vm.invalidated)
 
 
 @protocol
 def xe_vm_userptr_pin(vm: Vm) -> int:
     """xe_vm_userptr_pin(), under vm->lock."""
-    spin_lock(vm.invalidated_lock)
-    while hlist_first(vm.invalidated):
-        uptr = container_of(Uptr, "invalidate_link", hlist_first(vm.invalidated))
-        hlist_del(uptr.invalidate_link)
-        hlist_add_head(uptr.repin_link, vm.repin_list)
-    spin_unlock(vm.invalidated_lock)
+    with spin_lock(vm.invalidated_lock):
+        while hlist_first(vm.invalidated):
+            uptr = container_of(Uptr, "invalidate_link", hlist_first(vm.invalidated))
+            hlist_del(uptr.invalidate_link)
+            hlist_add_head(uptr.repin_link, vm.repin_list)
     while hlist_first(vm.repin_list):
         uptr = container_of(Uptr, "repin_link", hlist_first(vm.repin_list))
-        err = xe_vma_userptr_pin_pages(uptr)
-        if err:
+        if err := xe_vma_userptr_pin_pages(uptr):
             restore(vm)
             return err
         hlist_del(uptr.repin_link)
@@ -136,14 +128,12 @@ def xe_vm_userptr_pin(vm: Vm) -> int:
 def xe_vma_destroy(vm: Vm) -> None:
     """xe_vma_destroy() and xe_vma_destroy_late()."""
     uptr = Uptr(vm.uptr)
-    mutex_lock(vm.notifier_lock)
-    uptr.destroyed = 1
-    device_zap(vm.pt, SPAN, SPAN + PAGE_SIZE)
-    mutex_unlock(vm.notifier_lock)
-    spin_lock(vm.invalidated_lock)
-    if not hlist_unhashed(uptr.invalidate_link):
-        hlist_del(uptr.invalidate_link)
-    spin_unlock(vm.invalidated_lock)
+    with mutex_lock(vm.notifier_lock):
+        uptr.destroyed = 1
+        device_zap(vm.pt, SPAN, SPAN + PAGE_SIZE)
+    with spin_lock(vm.invalidated_lock):
+        if not hlist_unhashed(uptr.invalidate_link):
+            hlist_del(uptr.invalidate_link)
     mmu_interval_notifier_remove(uptr)
     kfree(uptr)
 

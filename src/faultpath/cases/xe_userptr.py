@@ -50,9 +50,8 @@ def xe_vma_userptr_init(mm: Mm) -> Userptr:
 @protocol
 def set_page_dirty_lock(folio: Folio) -> None:
     """set_page_dirty_lock() and mark_page_accessed()."""
-    mutex_lock(folio.lock)
-    folio.dirty = 1
-    mutex_unlock(folio.lock)
+    with mutex_lock(folio.lock):
+        folio.dirty = 1
 
 
 @protocol
@@ -93,19 +92,16 @@ def xe_vma_userptr_pin_pages(uptr: Userptr, addr: int, write: int) -> int:
     mni = uptr.notifier
     while not timed_out():
         seq = mmu_interval_read_begin(mni)
-        down_read(mm.mmap_lock)
-        pfn = hmm_range_fault(mm, mni, seq, addr, write)
-        folio = uptr.folio  # hmm_pfn_to_page()
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = hmm_range_fault(mm, mni, seq, addr, write)
+            folio = uptr.folio  # hmm_pfn_to_page()
         if pfn >= 0:
             before_the_look(folio)
-            mutex_lock(uptr.notifier_lock)
-            if not mmu_interval_read_retry(mni, seq):
-                under_the_lock(folio)
-                pt_set(uptr.pt, addr, pfn)
-                mutex_unlock(uptr.notifier_lock)
-                return 0
-            mutex_unlock(uptr.notifier_lock)
+            with mutex_lock(uptr.notifier_lock):
+                if not mmu_interval_read_retry(mni, seq):
+                    under_the_lock(folio)
+                    pt_set(uptr.pt, addr, pfn)
+                    return 0
         elif pfn != -EBUSY:
             return pfn
         count("fault_retries")
@@ -116,12 +112,11 @@ def xe_vma_userptr_pin_pages(uptr: Userptr, addr: int, write: int) -> int:
 def migrate_folio(uptr: Userptr, page: int) -> None:
     """migrate_pages_batch() of page 0's folio, which is free when it has moved."""
     folio = uptr.folio
-    mutex_lock(folio.lock)
-    range = raise_start(uptr.mm, page, page + PAGE_SIZE, CLEAR, RAISES_CALLS)
-    pt_clear(uptr.mm.pt, page, page + PAGE_SIZE)
-    uptr.folio = Folio(NULL)
-    raise_end(range)
-    mutex_unlock(folio.lock)
+    with mutex_lock(folio.lock):
+        range = raise_start(uptr.mm, page, page + PAGE_SIZE, CLEAR, RAISES_CALLS)
+        pt_clear(uptr.mm.pt, page, page + PAGE_SIZE)
+        uptr.folio = Folio(NULL)
+        raise_end(range)
     kfree(folio)
 
 

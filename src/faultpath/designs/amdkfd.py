@@ -67,8 +67,7 @@ def svm_range_create_unregistered_range(svms: KfdProcess, mm: Mm, addr: int) -> 
     start = max(vma.start, addr & -svms.window)
     end = min(vma.last + 1, (addr & -svms.window) + svms.window)
     count("lookups")
-    right = itree_first(svms.objects, addr + PAGE_SIZE, ULONG_MAX, LOOKUP_STEPS)
-    if right:
+    if right := itree_first(svms.objects, addr + PAGE_SIZE, ULONG_MAX, LOOKUP_STEPS):
         end = min(end, ItNode(right).start)
         left = itree_prev(right, LOOKUP_STEPS)
     else:
@@ -90,13 +89,9 @@ def svm_range_create_unregistered_range(svms: KfdProcess, mm: Mm, addr: int) -> 
 def svm_range_skip_recover(prange: SvmRange) -> int:
     """svm_range_skip_recover(): it is being unmapped, or it has no notifier yet."""
     svms = prange.svms
-    spin_lock(svms.deferred_list_lock)
-    idle = 0
-    if list_empty(prange.deferred_list) and list_empty(prange.child_list):
-        idle = 1
-    spin_unlock(svms.deferred_list_lock)
-    if idle:
-        return 0
+    with spin_lock(svms.deferred_list_lock):
+        if list_empty(prange.deferred_list) and list_empty(prange.child_list):
+            return 0
     return prange.op == SVM_OP_UNMAP_RANGE or prange.op == SVM_OP_ADD_RANGE
 
 
@@ -162,15 +157,14 @@ def svm_range_restore_pages(svms: KfdProcess, mm: Mm, addr: int, write: int) -> 
         prange = svm_range_set_attr(svms, mm, addr)
     ret = -EFAULT
     if prange:
-        mutex_lock(prange.migrate_mutex)
-        ret = 1
-        if xnack:
-            ret = svm_range_check_fault(mm, prange, addr, write)
-        if ret > 0:
-            ret = svm_range_validate_and_map(mm, prange)
+        with mutex_lock(prange.migrate_mutex):
+            ret = 1
             if xnack:
-                count("kfd_page_fault_end")
-        mutex_unlock(prange.migrate_mutex)
+                ret = svm_range_check_fault(mm, prange, addr, write)
+            if ret > 0:
+                ret = svm_range_validate_and_map(mm, prange)
+                if xnack:
+                    count("kfd_page_fault_end")
     mutex_unlock(svms.lock)
     up_read(mm.mmap_lock)
     return ret

@@ -56,14 +56,13 @@ def svm_range_update_notifier_and_interval_tree(mm: Mm, prange: SvmRange) -> Non
 @protocol(replaces=kfd_svm_notifier.svm_range_take_child)
 def svm_range_take_child(prange: SvmRange, pchild: SvmRange) -> None:
     """Change 3."""
-    mutex_lock(prange.lock)
-    if pchild.op == SVM_OP_ADD_RANGE:
-        if prange.svms.xnack_enabled:
-            svm_range_evict(prange, pchild.start, pchild.last)
-        else:
-            svm_range_evict_queues(prange, pchild.start, pchild.last)
-    list_del_init(pchild.child_list)
-    mutex_unlock(prange.lock)
+    with mutex_lock(prange.lock):
+        if pchild.op == SVM_OP_ADD_RANGE:
+            if prange.svms.xnack_enabled:
+                svm_range_evict(prange, pchild.start, pchild.last)
+            else:
+                svm_range_evict_queues(prange, pchild.start, pchild.last)
+        list_del_init(pchild.child_list)
 
 
 @protocol(replaces=kfd_svm_notifier.svm_range_cpu_invalidate_pagetables)
@@ -86,11 +85,10 @@ def kfd_process_notifier_release_internal(p: KfdProcess) -> None:
 @protocol(replaces=kfd_svm_map.svm_range_stop_queues)
 def svm_range_stop_queues(svms: KfdProcess) -> None:
     """Change 6."""
-    mutex_lock(svms.kfd.processes_mutex)
-    if atomic_inc_return(svms.evicted_ranges) == 1:
-        kgd2kfd_quiesce_mm(svms.kfd)
-        queue_work(svms.restore_work, svm_range_restore_work, svms)
-    mutex_unlock(svms.kfd.processes_mutex)
+    with mutex_lock(svms.kfd.processes_mutex):
+        if atomic_inc_return(svms.evicted_ranges) == 1:
+            kgd2kfd_quiesce_mm(svms.kfd)
+            queue_work(svms.restore_work, svm_range_restore_work, svms)
 
 
 design = dataclasses.replace(

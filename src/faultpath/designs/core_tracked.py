@@ -84,23 +84,20 @@ def gpu_open(mm: Mm) -> Gpu:
 def gpu_try(gm: GpuMirror, addr: int, write: int) -> int:
     """One round of a fault: 0, or -EBUSY if it has to be gone through again."""
     mm = gm.mm
-    down_read(mm.mmap_lock)
-    found = mmu_mirror_find(gm, addr)
-    if found < 0:
-        up_read(mm.mmap_lock)
-        return found
-    sub = IntervalNotifier(found)
-    seq = mmu_interval_read_begin(sub)
-    pfn = hmm_range_fault(mm, sub, seq, addr, write)
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        found = mmu_mirror_find(gm, addr)
+        if found < 0:
+            return found
+        sub = IntervalNotifier(found)
+        seq = mmu_interval_read_begin(sub)
+        pfn = hmm_range_fault(mm, sub, seq, addr, write)
     if pfn >= 0:
-        mutex_lock(gm.mutex)
-        if mmu_interval_read_retry(sub, seq):
-            pfn = -EBUSY
-        else:
-            count("device_commands")
-            pt_set(gm.pt, addr, pfn)
-        mutex_unlock(gm.mutex)
+        with mutex_lock(gm.mutex):
+            if mmu_interval_read_retry(sub, seq):
+                pfn = -EBUSY
+            else:
+                count("device_commands")
+                pt_set(gm.pt, addr, pfn)
     mmu_tracked_put(TrackedInterval(sub))
     return min(pfn, 0)
 
@@ -122,13 +119,11 @@ def gpu_mirror_fault(gm: GpuMirror, addr: int, write: int) -> int:
 @protocol
 def gpu_fault(gpu: Gpu, addr: int, write: int) -> int:
     """The handler of a fault."""
-    mutex_lock(gpu.mutex)
-    gm = gpu.mirror
-    if gm:
+    with mutex_lock(gpu.mutex):
+        gm = gpu.mirror
+        if not gm:
+            return -ENOENT
         mmu_mirror_get(gm)
-    mutex_unlock(gpu.mutex)
-    if not gm:
-        return -ENOENT
     ret = gpu_mirror_fault(gm, addr, write)
     mmu_mirror_put(gm)
     return ret
@@ -145,10 +140,9 @@ def gpu_walk(gpu: Gpu, addr: int) -> int:
 @protocol
 def gpu_close(gpu: Gpu) -> None:
     """The device's file is closed: it translates no more, and the mirror goes."""
-    mutex_lock(gpu.mutex)
-    gm = gpu.mirror
-    gpu.mirror = NULL
-    mutex_unlock(gpu.mutex)
+    with mutex_lock(gpu.mutex):
+        gm = gpu.mirror
+        gpu.mirror = NULL
     mmu_mirror_unregister(gm)
     pt_free(gm.pt)
     kfree(gm)

@@ -76,8 +76,7 @@ def __xe_svm_handle_pagefault(vm: Vm, addr: int) -> int:
     """__xe_svm_handle_pagefault(): round after round, as long as what failed may have been a change of mappings."""
     count("svm_pagefault_count")
     while True:
-        err = xe_svm_garbage_collector(vm)
-        if err:
+        if err := xe_svm_garbage_collector(vm):
             return err
         found = drm_gpusvm_range_find_or_insert(vm, addr)
         if found < 0:
@@ -100,18 +99,15 @@ def __xe_svm_handle_pagefault(vm: Vm, addr: int) -> int:
 @protocol
 def xe_pagefault_service(xe: XeDevice, addr: int, write: int) -> int:
     """xe_pagefault_service(): ``write`` changes nothing."""
-    down_read(xe.usm_lock)  # xe_pagefault_asid_to_vm()
-    vm = xe.vm
-    if vm:
+    with down_read(xe.usm_lock):  # xe_pagefault_asid_to_vm()
+        vm = xe.vm
+        if not vm:
+            return -EINVAL
         refcount_inc(vm.refcount)
-    up_read(xe.usm_lock)
-    if not vm:
-        return -EINVAL
     err = -ENOENT
-    down_write(vm.lock)
-    if vm.size:
-        err = __xe_svm_handle_pagefault(vm, addr)
-    up_write(vm.lock)
+    with down_write(vm.lock):
+        if vm.size:
+            err = __xe_svm_handle_pagefault(vm, addr)
     xe_vm_put(vm)
     return err
 
@@ -141,23 +137,19 @@ def xe_vm_create(mm: Mm, notifier_size: int, chunk: int, middle: int) -> XeDevic
     refcount_set(vm.refcount, 1)
     vm.size = mm.task_size
     pt_init(vm.pt, 0, mm.task_size)
-    down_write(xe.usm_lock)
-    xe.vm = vm
-    up_write(xe.usm_lock)
+    with down_write(xe.usm_lock):
+        xe.vm = vm
     return xe
 
 
 @protocol
 def xe_vm_close(vm: Vm) -> None:
     """xe_vm_close(): from now on faults are refused, and callbacks and the garbage collector leave the tables alone."""
-    down_write(vm.lock)
-    down_read(vm.notifier_lock)
-    vm.size = 0
-    pt_clear(vm.pt, 0, vm.mm.task_size)  # xe_pt_clear() of the root
-    count("device_commands")
-    count("tlb_inval_count")  # xe_tlb_inval_vm()
-    up_read(vm.notifier_lock)
-    up_write(vm.lock)
+    with down_write(vm.lock), down_read(vm.notifier_lock):
+        vm.size = 0
+        pt_clear(vm.pt, 0, vm.mm.task_size)  # xe_pt_clear() of the root
+        count("device_commands")
+        count("tlb_inval_count")  # xe_tlb_inval_vm()
 
 
 @protocol
@@ -166,13 +158,11 @@ def xe_vm_close_and_put(xe: XeDevice) -> None:
     vm = xe.vm
     xe_vm_close(vm)
     flush_work(vm.gc_work)
-    down_write(vm.lock)
-    pt_free(vm.pt)  # xe_vm_pt_destroy()
-    drm_gpusvm_fini(vm)
-    up_write(vm.lock)
-    down_write(xe.usm_lock)
-    xe.vm = Vm(NULL)
-    up_write(xe.usm_lock)
+    with down_write(vm.lock):
+        pt_free(vm.pt)  # xe_vm_pt_destroy()
+        drm_gpusvm_fini(vm)
+    with down_write(xe.usm_lock):
+        xe.vm = Vm(NULL)
     xe_vm_put(vm)
 
 

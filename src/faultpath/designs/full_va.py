@@ -67,22 +67,18 @@ def dmirror_range_fault(dmirror: Dmirror, addr: int, write: int) -> int:
     mni = dmirror.notifier
     while not timed_out():
         seq = mmu_interval_read_begin(mni)
-        down_read(mm.mmap_lock)
-        pfn = hmm_range_fault(mm, mni, seq, addr, write)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = hmm_range_fault(mm, mni, seq, addr, write)
         if pfn == -EBUSY:
             count("fault_retries")
             continue
         if pfn < 0:
             return pfn
-        mutex_lock(dmirror.mutex)
-        if mmu_interval_read_retry(mni, seq):
-            mutex_unlock(dmirror.mutex)
-            count("fault_retries")
-            continue
-        pt_set(dmirror.pt, addr, pfn)
-        mutex_unlock(dmirror.mutex)
-        return 0
+        with mutex_lock(dmirror.mutex):
+            if not mmu_interval_read_retry(mni, seq):
+                pt_set(dmirror.pt, addr, pfn)
+                return 0
+        count("fault_retries")
     return -EBUSY
 
 

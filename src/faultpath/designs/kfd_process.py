@@ -12,11 +12,9 @@ MAX_SVM_RANGE = 1 << 30
 @protocol
 def kfd_lookup_process(kfd: Kfd) -> KfdProcess:
     """kfd_lookup_process_by_pasid() and kfd_lookup_process_by_mm(): with a reference, or NULL."""
-    idx = srcu_read_lock(kfd.processes_srcu)
-    p = KfdProcess(kfd.process)
-    if p:
-        refcount_inc(p.ref)
-    srcu_read_unlock(kfd.processes_srcu, idx)
+    with srcu_read_lock(kfd.processes_srcu):
+        if p := KfdProcess(kfd.process):
+            refcount_inc(p.ref)
     return p
 
 
@@ -50,10 +48,9 @@ def kfd_process_notifier_release(mn: Notifier, mm: Mm) -> int:
     """kfd_process_notifier_release(): out of the table, once."""
     p = KfdNotifier(mn).process
     kfd = p.kfd
-    mutex_lock(kfd.processes_mutex)
-    found = kfd.process
-    kfd.process = NULL
-    mutex_unlock(kfd.processes_mutex)
+    with mutex_lock(kfd.processes_mutex):
+        found = kfd.process
+        kfd.process = NULL
     if found:
         synchronize_srcu(kfd.processes_srcu)
         kfd_process_notifier_release_internal(p)

@@ -43,13 +43,11 @@ def svm_range_map_vma(mm: Mm, prange: SvmRange, hmm_range: HmmRange, addr: int, 
     if not prange.dma_pages:  # svm_range_dma_map_dev()
         prange.dma_pages = (prange.last + 1 - prange.start) >> PAGE_SHIFT
         kvcalloc(8 * prange.dma_pages)
-    mutex_lock(prange.lock)
-    if mmu_interval_read_retry(prange.notifier, hmm_range.seq) or not list_empty(prange.child_list):
-        ret = -EAGAIN
-    else:
+    with mutex_lock(prange.lock):
+        if mmu_interval_read_retry(prange.notifier, hmm_range.seq) or not list_empty(prange.child_list):
+            return -EAGAIN
         svm_range_map_to_gpus(prange, hmm_range, addr, end)
-    mutex_unlock(prange.lock)
-    return ret
+    return 0
 
 
 @protocol
@@ -133,10 +131,9 @@ def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
     while pchild != prange:
         if pchild.mapped_to_gpu:
             mapped = 1
-            mutex_lock_nested(pchild.lock)
-            if pchild.start <= last and pchild.last >= start:
-                atomic_inc(pchild.invalid)
-            mutex_unlock(pchild.lock)
+            with mutex_lock_nested(pchild.lock):
+                if pchild.start <= last and pchild.last >= start:
+                    atomic_inc(pchild.invalid)
         pchild = next_piece(prange, pchild)
     if not mapped:
         return
@@ -151,11 +148,9 @@ def svm_range_restore_ranges(mm: Mm, svms: KfdProcess) -> int:
     node = list_first(svms.list)
     while node:
         prange = container_of(SvmRange, "list", node)
-        invalid = atomic_read(prange.invalid)
-        if invalid:
-            mutex_lock(prange.migrate_mutex)
-            ret = svm_range_validate_and_map(mm, prange)
-            mutex_unlock(prange.migrate_mutex)
+        if invalid := atomic_read(prange.invalid):
+            with mutex_lock(prange.migrate_mutex):
+                ret = svm_range_validate_and_map(mm, prange)
             if ret:
                 return ret
             if atomic_cmpxchg(prange.invalid, invalid, 0) != invalid:
@@ -171,17 +166,15 @@ def svm_range_restore_work(svms: KfdProcess) -> None:
     if not atomic_read(svms.evicted_ranges) or not mmget_not_zero(mm):
         return
     ret = -EAGAIN
-    down_write(mm.mmap_lock)
-    if list_empty(svms.deferred_range_list):  # else this has to wait for that: there is one worker here
-        mutex_lock(svms.lock)
-        evicted = atomic_read(svms.evicted_ranges)
-        ret = svm_range_restore_ranges(mm, svms)
-        if not ret and atomic_cmpxchg(svms.evicted_ranges, evicted, 0) != evicted:
-            ret = -EAGAIN
-        if not ret:
-            kgd2kfd_resume_mm(svms.kfd)
-        mutex_unlock(svms.lock)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        if list_empty(svms.deferred_range_list):  # else this has to wait for that: there is one worker here
+            with mutex_lock(svms.lock):
+                evicted = atomic_read(svms.evicted_ranges)
+                ret = svm_range_restore_ranges(mm, svms)
+                if not ret and atomic_cmpxchg(svms.evicted_ranges, evicted, 0) != evicted:
+                    ret = -EAGAIN
+                if not ret:
+                    kgd2kfd_resume_mm(svms.kfd)
     if ret == -EAGAIN:
         queue_work(svms.restore_work, svm_range_restore_work, svms)
     mmput_async(mm)  # mmput(), and the worker is here

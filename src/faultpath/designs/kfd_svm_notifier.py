@@ -55,24 +55,22 @@ def svm_range_unmap_split(parent: SvmRange, prange: SvmRange, start: int, last: 
 @protocol
 def svm_range_add_list_work(svms: KfdProcess, prange: SvmRange, mm: Mm, op: int) -> None:
     """svm_range_add_list_work(): with a use of the mm, unless the process exits."""
-    spin_lock(svms.deferred_list_lock)
-    if not list_empty(prange.deferred_list):
-        if prange.op != SVM_OP_UNMAP_RANGE:
+    with spin_lock(svms.deferred_list_lock):
+        if not list_empty(prange.deferred_list):
+            if prange.op != SVM_OP_UNMAP_RANGE:
+                prange.op = op
+        elif mmget_not_zero(mm):
+            prange.mm = mm
             prange.op = op
-    elif mmget_not_zero(mm):
-        prange.mm = mm
-        prange.op = op
-        list_add_tail(prange.deferred_list, svms.deferred_range_list)
-    spin_unlock(svms.deferred_list_lock)
+            list_add_tail(prange.deferred_list, svms.deferred_range_list)
 
 
 @protocol
 def schedule_deferred_list_work(svms: KfdProcess) -> None:
     """schedule_deferred_list_work()."""
-    spin_lock(svms.deferred_list_lock)
-    if not list_empty(svms.deferred_range_list):
-        queue_work(svms.deferred_list_work, svm_range_deferred_list_work, svms)
-    spin_unlock(svms.deferred_list_lock)
+    with spin_lock(svms.deferred_list_lock):
+        if not list_empty(svms.deferred_range_list):
+            queue_work(svms.deferred_list_work, svm_range_deferred_list_work, svms)
 
 
 @protocol
@@ -105,15 +103,14 @@ def svm_range_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> i
     prange = RangeNotifier(mni).prange
     start = max(mni.start, range.start)
     last = min(mni.last, range.end - 1)
-    mutex_lock(prange.lock)
-    mmu_interval_set_seq(mni, cur_seq)
-    if range.event == MMU_NOTIFY_UNMAP:
-        svm_range_unmap_from_cpu(mni.mm, prange, start, last)
-    elif prange.svms.xnack_enabled:
-        svm_range_evict(prange, start, last)
-    else:
-        svm_range_evict_queues(prange, start, last)
-    mutex_unlock(prange.lock)
+    with mutex_lock(prange.lock):
+        mmu_interval_set_seq(mni, cur_seq)
+        if range.event == MMU_NOTIFY_UNMAP:
+            svm_range_unmap_from_cpu(mni.mm, prange, start, last)
+        elif prange.svms.xnack_enabled:
+            svm_range_evict(prange, start, last)
+        else:
+            svm_range_evict_queues(prange, start, last)
     return 1
 
 
@@ -196,8 +193,7 @@ def svm_range_handle_deferred(prange: SvmRange, mm: Mm) -> None:
 def svm_range_deferred_list_work(svms: KfdProcess) -> None:
     """svm_range_deferred_list_work(): one range after the other; faults from before are drained first."""
     spin_lock(svms.deferred_list_lock)
-    node = list_first(svms.deferred_range_list)
-    while node:
+    while node := list_first(svms.deferred_range_list):
         spin_unlock(svms.deferred_list_lock)
         prange = container_of(SvmRange, "deferred_list", node)
         mm = prange.mm
@@ -206,14 +202,11 @@ def svm_range_deferred_list_work(svms: KfdProcess) -> None:
             up_write(mm.mmap_lock)
             svm_range_drain_retry_fault(svms)
             down_write(mm.mmap_lock)
-        spin_lock(svms.deferred_list_lock)
-        list_del_init(prange.deferred_list)
-        spin_unlock(svms.deferred_list_lock)
-        mutex_lock(svms.lock)
-        svm_range_handle_deferred(prange, mm)
-        mutex_unlock(svms.lock)
+        with spin_lock(svms.deferred_list_lock):
+            list_del_init(prange.deferred_list)
+        with mutex_lock(svms.lock):
+            svm_range_handle_deferred(prange, mm)
         up_write(mm.mmap_lock)
         mmput_async(mm)
         spin_lock(svms.deferred_list_lock)
-        node = list_first(svms.deferred_range_list)
     spin_unlock(svms.deferred_list_lock)

@@ -110,12 +110,10 @@ def next_piece(prange: SvmRange, piece: SvmRange) -> SvmRange:
 def svm_range_drain_retry_fault(svms: KfdProcess) -> None:
     """svm_range_drain_retry_fault(): wait until the faults now in the ring have been dropped."""
     kfd = svms.kfd
-    drain = atomic_read(svms.drain_pagefaults)
-    while drain:
+    while drain := atomic_read(svms.drain_pagefaults):
         wait_event(kfd.ih_wait, kfd.ih_busy == 0)
         if atomic_cmpxchg(svms.drain_pagefaults, drain, 0) == drain:
             return
-        drain = atomic_read(svms.drain_pagefaults)
 
 
 @protocol
@@ -124,10 +122,8 @@ def svm_range_list_fini(svms: KfdProcess) -> None:
     cancel_work(svms.restore_work)
     atomic_inc(svms.drain_pagefaults)
     svm_range_drain_retry_fault(svms)
-    node = list_first(svms.list)
-    while node:
+    while node := list_first(svms.list):
         prange = container_of(SvmRange, "list", node)
         svm_range_unlink(prange)
         svm_range_remove_notifier(prange)
         svm_range_free(prange)
-        node = list_first(svms.list)

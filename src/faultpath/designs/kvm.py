@@ -64,38 +64,34 @@ def direct_page_fault(kvm: Kvm, addr: int, write: int, write_protected: int) -> 
         return RET_PF_SPURIOUS
     mmu_seq = kvm.mmu_invalidate_seq
     if not slot:
-        read_lock(kvm.mmu_lock)
-        count("pf_mmio_spte_created")
-        read_unlock(kvm.mmu_lock)
+        with read_lock(kvm.mmu_lock):
+            count("pf_mmio_spte_created")
         return RET_PF_EMULATE
     pte = hva_to_pfn(kvm.mm, addr, write)
     if pte < 0:
         return pte
-    ret = RET_PF_RETRY
-    read_lock(kvm.mmu_lock)
-    if not mmu_invalidate_retry_hva(kvm, mmu_seq, addr):
-        ret = kvm_tdp_mmu_map(kvm, addr, pte)
-    read_unlock(kvm.mmu_lock)
-    return ret
+    with read_lock(kvm.mmu_lock):
+        if mmu_invalidate_retry_hva(kvm, mmu_seq, addr):
+            return RET_PF_RETRY
+        return kvm_tdp_mmu_map(kvm, addr, pte)
 
 
 @protocol
 def kvm_mmu_do_page_fault(kvm: Kvm, addr: int, write: int) -> int:
     """kvm_mmu_do_page_fault(), under kvm->srcu as all of vcpu_run() outside the guest."""
-    idx = srcu_read_lock(kvm.srcu)
-    entry = pt_get(kvm.pt, addr)  # what the vCPU has found: a valid one was read-only, or has come since
-    write_protected = 0
-    if write:
-        write_protected = entry & (VALID | WRITE) == VALID
-    count("pf_taken")
-    ret = direct_page_fault(kvm, addr, write, write_protected)
-    if ret == RET_PF_FIXED:
-        count("pf_fixed")
-    elif ret == RET_PF_EMULATE:
-        count("pf_emulate")
-    elif ret == RET_PF_SPURIOUS:
-        count("pf_spurious")
-    srcu_read_unlock(kvm.srcu, idx)
+    with srcu_read_lock(kvm.srcu):
+        entry = pt_get(kvm.pt, addr)  # what the vCPU has found: a valid one was read-only, or has come since
+        write_protected = 0
+        if write:
+            write_protected = entry & (VALID | WRITE) == VALID
+        count("pf_taken")
+        ret = direct_page_fault(kvm, addr, write, write_protected)
+        if ret == RET_PF_FIXED:
+            count("pf_fixed")
+        elif ret == RET_PF_EMULATE:
+            count("pf_emulate")
+        elif ret == RET_PF_SPURIOUS:
+            count("pf_spurious")
     return ret
 
 

@@ -69,7 +69,6 @@ def mlx5r_deref_wait_odp_mkey(mkey: Mkey) -> None:
 @protocol
 def update_ksm(imr: Imr, idx: int) -> None:
     """mlx5r_umr_update_xlt(imr, idx, 1, INDIRECT): the device's entry becomes what implicit_children holds."""
-    mutex_lock(imr.umem_mutex)
-    count("device_commands")
-    xa_store(imr.ksm, idx, xa_load(imr.children, idx, SCRATCH))
-    mutex_unlock(imr.umem_mutex)
+    with mutex_lock(imr.umem_mutex):
+        count("device_commands")
+        xa_store(imr.ksm, idx, xa_load(imr.children, idx, SCRATCH))

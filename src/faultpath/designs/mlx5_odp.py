@@ -29,10 +29,9 @@ from faultpath.kernel.umem_odp import ODP_WRITE_ALLOWED, Umem, ib_umem_odp_map_d
 def mlx5_ib_dereg_mr(mr: Mr) -> None:
     """mlx5_ib_dereg_mr() of a child, whose mkey is not in odp_mkeys: nothing to erase there and nobody to wait for."""
     umem = mr.umem
-    mutex_lock(umem.umem_mutex)
-    count("device_commands")  # mlx5r_umr_revoke_mr()
-    umem.private = NULL
-    mutex_unlock(umem.umem_mutex)
+    with mutex_lock(umem.umem_mutex):
+        count("device_commands")  # mlx5r_umr_revoke_mr()
+        umem.private = NULL
     ib_umem_odp_release(umem)
     kfree(mr)
 
@@ -54,13 +53,12 @@ def destroy_unused_implicit_child_mr(mr: Mr) -> None:
     imr = mr.parent
     if not refcount_inc_not_zero(imr.usecount):
         return
-    spin_lock(imr.xa_lock)
-    if xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH) != mr:
-        spin_unlock(imr.xa_lock)
+    with spin_lock(imr.xa_lock):
+        found = xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH)
+    if found == mr:
+        queue_work(mr.odp_destroy, free_implicit_child_mr_work, mr)
+    else:
         mlx5r_deref_odp_mkey(imr)
-        return
-    spin_unlock(imr.xa_lock)
-    queue_work(mr.odp_destroy, free_implicit_child_mr_work, mr)
 
 
 @protocol
@@ -69,9 +67,8 @@ def mlx5_ib_free_odp_mr(imr: Imr) -> None:
     idx = xa_next(imr.children, 0)
     while idx >= 0:
         mr = Mr(xa_load(imr.children, idx, SCRATCH))
-        spin_lock(imr.xa_lock)
-        xa_erase(imr.children, idx)
-        spin_unlock(imr.xa_lock)
+        with spin_lock(imr.xa_lock):
+            xa_erase(imr.children, idx)
         mlx5_ib_dereg_mr(mr)
         idx = xa_next(imr.children, idx + 1)
 
@@ -80,15 +77,13 @@ def mlx5_ib_free_odp_mr(imr: Imr) -> None:
 def mlx5_ib_dereg_implicit_mr(dev: Mdev, imr: Imr) -> None:
     """mlx5_ib_dereg_mr() of the parent: no more lookups, no more users, revoked in the HCA; then the children."""
     if refcount_read(imr.usecount) != 0:
-        spin_lock(dev.xa_lock)
-        found = xa_erase(dev.odp_mkeys, MKEY)
-        spin_unlock(dev.xa_lock)
+        with spin_lock(dev.xa_lock):
+            found = xa_erase(dev.odp_mkeys, MKEY)
         if found:
             mlx5r_deref_wait_odp_mkey(imr)
-    mutex_lock(imr.umem_mutex)
-    count("device_commands")  # mlx5r_umr_revoke_mr()
-    dev.mkc = NULL
-    mutex_unlock(imr.umem_mutex)
+    with mutex_lock(imr.umem_mutex):
+        count("device_commands")  # mlx5r_umr_revoke_mr()
+        dev.mkc = NULL
     mlx5_ib_free_odp_mr(imr)
     xa_destroy(imr.ksm)
     kfree(imr)
@@ -103,25 +98,22 @@ def mlx5_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) 
     umem = Umem(mni)
     if not range.blockable:
         return 0
-    mutex_lock(umem.umem_mutex)
-    mmu_interval_set_seq(mni, cur_seq)
-    if not umem.npages:
-        mutex_unlock(umem.umem_mutex)
-        return 1
-    mr = Mr(umem.private)
-    if not mr:
-        mutex_unlock(umem.umem_mutex)
-        return 1
-    start = max(umem.start, range.start)
-    end = min(umem.last + 1, range.end)
-    umem.npages -= mtt_zap(umem.pt, start, end)
-    if not umem.npages:
-        parent = mr.parent
-        if parent and parent.protection == SRCU:
-            destroy_unused_implicit_child_mr_srcu(mr)
-        elif parent:
-            destroy_unused_implicit_child_mr(mr)
-    mutex_unlock(umem.umem_mutex)
+    with mutex_lock(umem.umem_mutex):
+        mmu_interval_set_seq(mni, cur_seq)
+        if not umem.npages:
+            return 1
+        mr = Mr(umem.private)
+        if not mr:
+            return 1
+        start = max(umem.start, range.start)
+        end = min(umem.last + 1, range.end)
+        umem.npages -= mtt_zap(umem.pt, start, end)
+        if not umem.npages:
+            parent = mr.parent
+            if parent and parent.protection == SRCU:
+                destroy_unused_implicit_child_mr_srcu(mr)
+            elif parent:
+                destroy_unused_implicit_child_mr(mr)
     return 1
 
 

@@ -25,16 +25,14 @@ def free_implicit_child_mr(dev: Mdev, mr: Mr, need_imr_xlt: int) -> None:
     imr = mr.parent
     umem = mr.umem
     if need_imr_xlt:
-        srcu_key = srcu_read_lock(dev.odp_srcu)
-        update_ksm(imr, umem.start >> imr.child_shift)
-        srcu_read_unlock(dev.odp_srcu, srcu_key)
-    mutex_lock(umem.umem_mutex)  # dma_fence_odp_mr()
-    if umem.npages:
-        count("device_commands")  # mlx5_mr_cache_invalidate()
-        pt_clear(umem.pt, umem.start, umem.last + 1)
-        umem.npages = 0
-    umem.private = NULL
-    mutex_unlock(umem.umem_mutex)
+        with srcu_read_lock(dev.odp_srcu):
+            update_ksm(imr, umem.start >> imr.child_shift)
+    with mutex_lock(umem.umem_mutex):  # dma_fence_odp_mr()
+        if umem.npages:
+            count("device_commands")  # mlx5_mr_cache_invalidate()
+            pt_clear(umem.pt, umem.start, umem.last + 1)
+            umem.npages = 0
+        umem.private = NULL
     count("device_commands")  # mlx5_mr_cache_free()
     kfree(mr)
     ib_umem_odp_release(umem)
@@ -54,30 +52,27 @@ def destroy_unused_implicit_child_mr_srcu(mr: Mr) -> None:
     """destroy_unused_implicit_child_mr(), v5.6: the first to reach the xa_lock destroys the child."""
     idx = mr.umem.start >> mr.parent.child_shift
     imr = mr.parent
-    spin_lock(imr.xa_lock)
-    if xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH) == mr:
-        atomic_inc(imr.num_deferred_work)
-        mr.rcu = get_state_synchronize_srcu(Mdev(imr.dev).odp_srcu)  # call_srcu()
-        queue_work(mr.odp_destroy, free_implicit_child_mr_srcu_work, mr)
-    spin_unlock(imr.xa_lock)
+    with spin_lock(imr.xa_lock):
+        if xa_cmpxchg(imr.children, idx, mr, NULL, SCRATCH) == mr:
+            atomic_inc(imr.num_deferred_work)
+            mr.rcu = get_state_synchronize_srcu(Mdev(imr.dev).odp_srcu)  # call_srcu()
+            queue_work(mr.odp_destroy, free_implicit_child_mr_srcu_work, mr)
 
 
 @protocol
 def mlx5_ib_free_implicit_mr(dev: Mdev, imr: Imr) -> None:
     """mlx5_ib_free_implicit_mr(), v5.6: no more lookups, no more faults, no more children to destroy; then the rest."""
-    spin_lock(dev.xa_lock)
-    xa_erase(dev.odp_mkeys, MKEY)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        xa_erase(dev.odp_mkeys, MKEY)
     synchronize_srcu(dev.odp_srcu)
     destroy_list = Mr(NULL)
-    spin_lock(imr.xa_lock)
-    idx = xa_next(imr.children, 0)
-    while idx >= 0:
-        mr = Mr(xa_erase(imr.children, idx))
-        mr.elm = destroy_list
-        destroy_list = mr
-        idx = xa_next(imr.children, idx + 1)
-    spin_unlock(imr.xa_lock)
+    with spin_lock(imr.xa_lock):
+        idx = xa_next(imr.children, 0)
+        while idx >= 0:
+            mr = Mr(xa_erase(imr.children, idx))
+            mr.elm = destroy_list
+            destroy_list = mr
+            idx = xa_next(imr.children, idx + 1)
     synchronize_srcu(dev.odp_srcu)
     wait_event(imr.q_deferred_work, atomic_read(imr.num_deferred_work) == 0)
     count("device_commands")  # mlx5_mr_cache_invalidate()

@@ -56,10 +56,9 @@ def nouveau_svmm_invalidate_range_start(mn: Notifier, range: Range) -> int:
     svmm = SvmmNotifier(mn).svmm
     if not range.blockable:
         return -EAGAIN
-    mutex_lock(svmm.mutex)
-    if svmm.vmm:
-        nouveau_svmm_invalidate(svmm, range.start, range.end)
-    mutex_unlock(svmm.mutex)
+    with mutex_lock(svmm.mutex):
+        if svmm.vmm:
+            nouveau_svmm_invalidate(svmm, range.start, range.end)
     return 0
 
 
@@ -128,21 +127,18 @@ def fault_loop(svmm: Svmm, mni: IntervalNotifier, addr: int, write: int) -> int:
     mm = svmm.mm
     while not timed_out():
         seq = mmu_interval_read_begin(mni)
-        down_read(mm.mmap_lock)
-        pfn = hmm_range_fault(mm, mni, seq, addr, write)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = hmm_range_fault(mm, mni, seq, addr, write)
         if pfn == -EBUSY:
             count("fault_retries")
             continue
         if pfn < 0:
             return pfn
-        mutex_lock(svmm.mutex)
-        if not mmu_interval_read_retry(mni, seq):
-            count("device_commands")  # NVIF_VMM_V0_PFNMAP
-            pt_set(svmm.vmm.pt, addr, pfn)
-            mutex_unlock(svmm.mutex)
-            return 0
-        mutex_unlock(svmm.mutex)
+        with mutex_lock(svmm.mutex):
+            if not mmu_interval_read_retry(mni, seq):
+                count("device_commands")  # NVIF_VMM_V0_PFNMAP
+                pt_set(svmm.vmm.pt, addr, pfn)
+                return 0
         count("fault_retries")
     return -EBUSY
 
@@ -151,9 +147,8 @@ def fault_loop(svmm: Svmm, mni: IntervalNotifier, addr: int, write: int) -> int:
 def nouveau_svmm_fini(vmm: Vmm) -> None:
     """nouveau_svmm_fini(), before b46ddaf08234 (2026) made it wait for the fault worker."""
     svmm = UpstreamSvmm(vmm.svmm)
-    mutex_lock(svmm.mutex)
-    svmm.vmm = NULL
-    mutex_unlock(svmm.mutex)
+    with mutex_lock(svmm.mutex):
+        svmm.vmm = NULL
     mmu_notifier_put(svmm.notifier)
     vmm.svmm = NULL
 

@@ -78,17 +78,15 @@ def nouveau_svmm_init(mm: Mm, vmm: Vmm) -> int:
 @protocol
 def nouveau_svmm_join(svm: Svm, svmm: Svmm) -> None:
     """nouveau_svmm_join(): faults of the channel are the svmm's from now on."""
-    mutex_lock(svm.mutex)
-    svm.ivmm = svmm
-    mutex_unlock(svm.mutex)
+    with mutex_lock(svm.mutex):
+        svm.ivmm = svmm
 
 
 @protocol
 def nouveau_svmm_part(svm: Svm) -> None:
     """nouveau_svmm_part(): faults of the channel are nobody's from now on; one being handled goes on."""
-    mutex_lock(svm.mutex)
-    svm.ivmm = NULL
-    mutex_unlock(svm.mutex)
+    with mutex_lock(svm.mutex):
+        svm.ivmm = NULL
 
 
 @protocol
@@ -185,27 +183,22 @@ def nouveau_svmm_interval_find(svmm: Svmm, start: int) -> int:
     """nouveau_svmm_interval_find() for a window of one page at ``start``: an interval, or -errno."""
     end = start + PAGE_SIZE
     last = end - 1
-    mutex_lock(svmm.mutex)
-    mni = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, start, last)
-    if mni and start >= mni.start:
-        mutex_unlock(svmm.mutex)
-        return mni
-    vma = find_vma(svmm.mm, start)
-    if not vma or start < vma.start:
-        mutex_unlock(svmm.mutex)
-        return -ENOENT
-    right = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, end, vma.last)
-    if right:
-        last = right.start - 1
-    else:
-        last = vma.last
-    left = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, vma.start, start - 1)
-    if left:
-        start = left.last + 1
-    else:
-        start = vma.start
-    smi = nouveau_svmm_new_interval(svmm, start, last)
-    mutex_unlock(svmm.mutex)
+    with mutex_lock(svmm.mutex):
+        mni = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, start, last)
+        if mni and start >= mni.start:
+            return mni
+        vma = find_vma(svmm.mm, start)
+        if not vma or start < vma.start:
+            return -ENOENT
+        if right := mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, end, vma.last):
+            last = right.start - 1
+        else:
+            last = vma.last
+        if left := mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, vma.start, start - 1):
+            start = left.last + 1
+        else:
+            start = vma.start
+        smi = nouveau_svmm_new_interval(svmm, start, last)
     if not smi:
         return -ENOMEM
     return smi
@@ -216,27 +209,23 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
     """nouveau_range_fault(): read_begin may sleep, under mmap_sem."""
     mm = svmm.mm
     while not timed_out():
-        down_read(mm.mmap_lock)
-        found = nouveau_svmm_interval_find(svmm, addr)
-        if found < 0:
-            up_read(mm.mmap_lock)
-            return found
-        mni = IntervalNotifier(found)
-        seq = mmu_interval_read_begin(mni)
-        pfn = hmm_range_fault(mm, mni, seq, addr, write)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            found = nouveau_svmm_interval_find(svmm, addr)
+            if found < 0:
+                return found
+            mni = IntervalNotifier(found)
+            seq = mmu_interval_read_begin(mni)
+            pfn = hmm_range_fault(mm, mni, seq, addr, write)
         if pfn == -EBUSY:
             count("fault_retries")
             continue
         if pfn < 0:
             return pfn
-        mutex_lock(svmm.mutex)
-        if not mmu_interval_read_retry(mni, seq):
-            count("device_commands")  # NVIF_VMM_V0_PFNMAP
-            pt_set(svmm.vmm.pt, addr, pfn)
-            mutex_unlock(svmm.mutex)
-            return 0
-        mutex_unlock(svmm.mutex)
+        with mutex_lock(svmm.mutex):
+            if not mmu_interval_read_retry(mni, seq):
+                count("device_commands")  # NVIF_VMM_V0_PFNMAP
+                pt_set(svmm.vmm.pt, addr, pfn)
+                return 0
         count("fault_retries")
     return -EBUSY
 
@@ -244,9 +233,8 @@ def nouveau_range_fault(svmm: Svmm, addr: int, write: int) -> int:
 @protocol
 def nouveau_svm_fault(svm: Svm, addr: int, write: int) -> int:
     """nouveau_svm_fault() for one entry of the fault buffer; -ENOENT: cancelled, as of a channel without SVM."""
-    mutex_lock(svm.mutex)
-    svmm = svm.ivmm  # nouveau_ivmm_find()
-    mutex_unlock(svm.mutex)
+    with mutex_lock(svm.mutex):
+        svmm = svm.ivmm  # nouveau_ivmm_find()
     if not svmm:
         return -ENOENT
     mm = svmm.mm
@@ -270,14 +258,10 @@ def nouveau_svmm_fini(vmm: Vmm) -> None:
     """nouveau_svmm_fini(): put whatever find still finds, then free."""
     svmm = Svmm(vmm.svmm)
     mm = svmm.mm
-    mutex_lock(svmm.mutex)
-    while True:
-        mni = mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, 0, ULONG_MAX)
-        if not mni:
-            break
-        mmu_interval_notifier_put(mni)
-    svmm.vmm = NULL
-    mutex_unlock(svmm.mutex)
+    with mutex_lock(svmm.mutex):
+        while mni := mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, 0, ULONG_MAX):
+            mmu_interval_notifier_put(mni)
+        svmm.vmm = NULL
     mmdrop(mm)
     kfree(svmm)
     vmm.svmm = NULL

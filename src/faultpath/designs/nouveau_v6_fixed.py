@@ -126,13 +126,12 @@ def nouveau_svmm_do_unmap(mni: IntervalNotifier, range: Range) -> None:
 @protocol(replaces=nouveau_v6.nouveau_svmm_interval_find)
 def nouveau_svmm_interval_find(svmm: Svmm, start: int) -> int:
     """nouveau_svmm_interval_find(): with changes 1 to 4; -EAGAIN when the tree has to be waited for."""
-    mutex_lock(svmm.mutex)
-    found = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, svmm, start, start + PAGE_SIZE - 1)
-    if not found:
-        found = nouveau_svmm_interval_create(svmm, start)
-    if found > 0:
-        svmm_interval_get(SvmmInterval(found))
-    mutex_unlock(svmm.mutex)
+    with mutex_lock(svmm.mutex):
+        found = mmu_interval_notifier_find(svmm.mm, nouveau_svm_mni_ops, svmm, start, start + PAGE_SIZE - 1)
+        if not found:
+            found = nouveau_svmm_interval_create(svmm, start)
+        if found > 0:
+            svmm_interval_get(SvmmInterval(found))
     return found
 
 
@@ -234,9 +233,8 @@ def nouveau_svmm_part(svm: Svm) -> None:
 
     nouveau flushes in nouveau_svmm_fini(), which comes next and knows the GPU; here it does not.
     """
-    mutex_lock(svm.mutex)
-    svm.ivmm = NULL
-    mutex_unlock(svm.mutex)
+    with mutex_lock(svm.mutex):
+        svm.ivmm = NULL
     flush_fault_work(svm)
 
 
@@ -246,10 +244,7 @@ def nouveau_svmm_fini(vmm: Vmm) -> None:
     svmm = Svmm(vmm.svmm)
     mm = svmm.mm
     mutex_lock(svmm.mutex)
-    while True:
-        found = mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, svmm, 0, ULONG_MAX)
-        if not found:
-            break
+    while found := mmu_interval_notifier_find(mm, nouveau_svm_mni_ops, svmm, 0, ULONG_MAX):
         if found > 0:
             SvmmInterval(found).tracked_last = 0
             mmu_interval_notifier_put(IntervalNotifier(found))

@@ -46,16 +46,14 @@ def mlx5_ib_dev_open(mm: Mm, region: int) -> Mdev:
 @protocol
 def dereg_user_mr(dev: Mdev, key: int, mr: Mr) -> None:
     """mlx5_ib_dereg_mr() of a user MR: no more lookups, no more users, revoked in the HCA, freed."""
-    spin_lock(dev.xa_lock)
-    xa_erase(dev.odp_mkeys, key)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        xa_erase(dev.odp_mkeys, key)
     mlx5r_deref_wait_odp_mkey(mr)
     umem = mr.umem
-    mutex_lock(umem.umem_mutex)
-    count("device_commands")  # mlx5r_umr_revoke_mr()
-    xa_erase(dev.mkc, key)
-    umem.private = 0
-    mutex_unlock(umem.umem_mutex)
+    with mutex_lock(umem.umem_mutex):
+        count("device_commands")  # mlx5r_umr_revoke_mr()
+        xa_erase(dev.mkc, key)
+        umem.private = 0
     ib_umem_odp_release(umem)
     kfree(mr)
 
@@ -81,9 +79,8 @@ def create_user_odp_mr(dev: Mdev, region: Region) -> int:
     mr.umem = umem
     umem.private = mr
     refcount_set(mr.usecount, 1)  # mlx5r_store_odp_mkey()
-    spin_lock(dev.xa_lock)
-    xa_store(dev.odp_mkeys, region.key, mr)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        xa_store(dev.odp_mkeys, region.key, mr)
     ret = ib_umem_odp_map_present_and_lock(umem)  # pagefault_real_mr(MLX5_PF_FLAGS_SNAPSHOT | MLX5_PF_FLAGS_ENABLE)
     if ret < 0:
         dereg_user_mr(dev, region.key, mr)
@@ -110,13 +107,11 @@ def pagefault_single_data_segment(dev: Mdev, key: int, addr: int) -> int:
     Without an MR, C reports success and leaves it to the HCA to find the mkey gone: -EFAULT here.
     """
     count("lookups")
-    spin_lock(dev.xa_lock)
-    mr = Mr(xa_load(dev.odp_mkeys, key, LOOKUP_STEPS))
-    if not mr:
-        spin_unlock(dev.xa_lock)
-        return -EFAULT
-    refcount_inc(mr.usecount)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        mr = Mr(xa_load(dev.odp_mkeys, key, LOOKUP_STEPS))
+        if not mr:
+            return -EFAULT
+        refcount_inc(mr.usecount)
     ret = pagefault_real_mr(mr, addr)
     mlx5r_deref_odp_mkey(mr)
     return ret
@@ -142,9 +137,8 @@ def request(dev: Mdev, addr: int, write: int) -> int:
         key = ibv_reg_mr(dev, addr)
         if key < 0:
             return key
-        down_read(dev.rcache)
-        entry = hca_walk(dev, addr)
-        up_read(dev.rcache)
+        with down_read(dev.rcache):
+            entry = hca_walk(dev, addr)
         if entry & VALID and (entry & WRITE or not write):
             return 0
     return pagefault_single_data_segment(dev, key, addr)

@@ -52,9 +52,8 @@ def mlx5_ib_alloc_implicit_mr(mm: Mm, child: int, protection: int) -> Mdev:
     dev.mkc = imr
     dev.mr = imr
     refcount_set(imr.usecount, 1)  # mlx5r_store_odp_mkey()
-    spin_lock(dev.xa_lock)
-    xa_store(dev.odp_mkeys, MKEY, imr)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        xa_store(dev.odp_mkeys, MKEY, imr)
     return dev
 
 
@@ -67,8 +66,7 @@ def ib_umem_odp_alloc_child(imr: Imr, idx: int) -> int:
     if not mmget_not_zero(imr.mm):
         kfree(umem)
         return -EFAULT
-    ret = ib_init_umem_odp(umem, imr.mm, idx << imr.child_shift, 1 << imr.child_shift, mlx5_mn_ops)
-    if ret:
+    if ret := ib_init_umem_odp(umem, imr.mm, idx << imr.child_shift, 1 << imr.child_shift, mlx5_mn_ops):
         kfree(umem)
         umem = Umem(ret)
     mmput(imr.mm)
@@ -91,11 +89,10 @@ def implicit_get_child_mr(imr: Imr, idx: int) -> int:
     umem.private = mr
     refcount_set(mr.usecount, 2)  # the xarray's and the caller's
     count("device_commands")
-    spin_lock(imr.xa_lock)
-    found = Mr(xa_cmpxchg(imr.children, idx, NULL, mr, SCRATCH))
-    if found and imr.protection != SRCU:
-        refcount_inc(found.usecount)
-    spin_unlock(imr.xa_lock)
+    with spin_lock(imr.xa_lock):
+        found = Mr(xa_cmpxchg(imr.children, idx, NULL, mr, SCRATCH))
+        if found and imr.protection != SRCU:
+            refcount_inc(found.usecount)
     if not found:
         return mr
     if imr.protection == SRCU:
@@ -116,11 +113,9 @@ def pagefault_implicit_mr(imr: Imr, addr: int) -> int:
     if imr.protection == SRCU:
         found = xa_load(imr.children, idx, LOOKUP_STEPS)
     else:
-        spin_lock(imr.xa_lock)
-        found = xa_load(imr.children, idx, LOOKUP_STEPS)
-        if found:
-            refcount_inc(Mr(found).usecount)
-        spin_unlock(imr.xa_lock)
+        with spin_lock(imr.xa_lock):
+            if found := xa_load(imr.children, idx, LOOKUP_STEPS):
+                refcount_inc(Mr(found).usecount)
     if not found:
         found = implicit_get_child_mr(imr, idx)
         if found < 0:
@@ -142,20 +137,16 @@ def pagefault_single_data_segment(dev: Mdev, addr: int, write: int) -> int:
     Without an MR, C reports success and leaves it to the HCA to find the mkey gone: -EFAULT here.
     """
     if dev.protection == SRCU:
-        srcu_key = srcu_read_lock(dev.odp_srcu)
+        with srcu_read_lock(dev.odp_srcu):
+            imr = Imr(xa_load(dev.odp_mkeys, MKEY, SCRATCH))
+            if not imr:
+                return -EFAULT
+            return pagefault_implicit_mr(imr, addr)
+    with spin_lock(dev.xa_lock):
         imr = Imr(xa_load(dev.odp_mkeys, MKEY, SCRATCH))
-        ret = -EFAULT
-        if imr:
-            ret = pagefault_implicit_mr(imr, addr)
-        srcu_read_unlock(dev.odp_srcu, srcu_key)
-        return ret
-    spin_lock(dev.xa_lock)
-    imr = Imr(xa_load(dev.odp_mkeys, MKEY, SCRATCH))
-    if not imr:
-        spin_unlock(dev.xa_lock)
-        return -EFAULT
-    refcount_inc(imr.usecount)
-    spin_unlock(dev.xa_lock)
+        if not imr:
+            return -EFAULT
+        refcount_inc(imr.usecount)
     ret = pagefault_implicit_mr(imr, addr)
     mlx5r_deref_odp_mkey(imr)
     return ret

@@ -49,13 +49,10 @@ def region_at(dev: Verbs, addr: int) -> Region:
 @protocol
 def lkey_of(dev: Verbs, addr: int) -> int:
     """The key for an address, or -EFAULT."""
-    down_read(dev.rcache)
-    region = region_at(dev, addr)
-    key = -EFAULT
-    if region:
-        key = region.key
-    up_read(dev.rcache)
-    return key
+    with down_read(dev.rcache):
+        if region := region_at(dev, addr):
+            return region.key
+    return -EFAULT
 
 
 @protocol
@@ -66,20 +63,16 @@ def region_around(dev: Verbs, mm: Mm, addr: int) -> Region:
         region.start = addr & -dev.region
         region.last = region.start + dev.region - 1
     else:
-        down_read(mm.mmap_lock)  # as /proc/self/maps is read
-        vma = vma_at(mm, addr)
-        if not vma:
-            up_read(mm.mmap_lock)
-            return NULL
-        region = on_stack(Region)
-        region.start = vma.start
-        region.last = vma.last
-        up_read(mm.mmap_lock)
-        left = Region(itree_last(dev.regions, addr, SCRATCH))
-        if left:
+        with down_read(mm.mmap_lock):  # as /proc/self/maps is read
+            vma = vma_at(mm, addr)
+            if not vma:
+                return NULL
+            region = on_stack(Region)
+            region.start = vma.start
+            region.last = vma.last
+        if left := Region(itree_last(dev.regions, addr, SCRATCH)):
             region.start = max(region.start, left.last + 1)
-        right = Region(itree_first(dev.regions, addr, ULONG_MAX, SCRATCH))
-        if right:
+        if right := Region(itree_first(dev.regions, addr, ULONG_MAX, SCRATCH)):
             region.last = min(region.last, right.start - 1)
     region.key = dev.keys
     dev.keys += 1
@@ -93,23 +86,21 @@ def ibv_reg_mr(dev: Verbs, addr: int) -> int:
     if not mmget_not_zero(mm):
         return -EFAULT
     ret = -EFAULT
-    down_write(dev.rcache)
-    region = region_at(dev, addr)
-    if region:
-        ret = region.key
-    elif not dev.closed:
-        region = region_around(dev, mm, addr)
-        if region:
+    with down_write(dev.rcache):
+        if region := region_at(dev, addr):
             ret = region.key
-            mr = ops_reg_user_mr(dev.ops, dev, region)
-            if mr < 0:
-                ret = mr
-                off_stack(region)
-            else:
-                region.mr = mr
-                rb_clear_node(region)
-                itree_insert(dev.regions, region)
-    up_write(dev.rcache)
+        elif not dev.closed:
+            region = region_around(dev, mm, addr)
+            if region:
+                ret = region.key
+                mr = ops_reg_user_mr(dev.ops, dev, region)
+                if mr < 0:
+                    ret = mr
+                    off_stack(region)
+                else:
+                    region.mr = mr
+                    rb_clear_node(region)
+                    itree_insert(dev.regions, region)
     mmput(mm)
     return ret
 
@@ -117,16 +108,12 @@ def ibv_reg_mr(dev: Verbs, addr: int) -> int:
 @protocol
 def ibv_close_device(dev: Verbs) -> None:
     """Every MR that is left is deregistered (uverbs_destroy_ufile_hw)."""
-    down_write(dev.rcache)
-    dev.closed = 1
-    while True:
-        region = Region(itree_first(dev.regions, 0, ULONG_MAX, SCRATCH))
-        if not region:
-            break
-        ops_dereg_mr(dev.ops, dev, region)
-        itree_remove(dev.regions, region)
-        off_stack(region)
-    up_write(dev.rcache)
+    with down_write(dev.rcache):
+        dev.closed = 1
+        while region := Region(itree_first(dev.regions, 0, ULONG_MAX, SCRATCH)):
+            ops_dereg_mr(dev.ops, dev, region)
+            itree_remove(dev.regions, region)
+            off_stack(region)
 
 
 REGION = Parameter(

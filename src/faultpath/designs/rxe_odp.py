@@ -64,10 +64,9 @@ def rxe_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) -
     umem = Umem(mni)
     if not range.blockable:
         return 0
-    mutex_lock(umem.umem_mutex)
-    mmu_interval_set_seq(mni, cur_seq)
-    ib_umem_odp_unmap_dma_pages(umem, range.start, range.end)
-    mutex_unlock(umem.umem_mutex)
+    with mutex_lock(umem.umem_mutex):
+        mmu_interval_set_seq(mni, cur_seq)
+        ib_umem_odp_unmap_dma_pages(umem, range.start, range.end)
     return 1
 
 
@@ -81,11 +80,10 @@ rxe_mn_ops = Ops("rxe_mn_ops", invalidate=rxe_ib_invalidate_range)
 def rxe_pool_get_index(dev: RxeDev, key: int) -> RxeMr:
     """rxe_pool_get_index(): the MR with a reference, or NULL."""
     count("lookups")
-    spin_lock(dev.xa_lock)
-    mr = RxeMr(xa_load(dev.pool, key, LOOKUP_STEPS))
-    if mr and not refcount_inc_not_zero(mr.ref_cnt):
-        mr = RxeMr(NULL)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        mr = RxeMr(xa_load(dev.pool, key, LOOKUP_STEPS))
+        if mr and not refcount_inc_not_zero(mr.ref_cnt):
+            mr = RxeMr(NULL)
     return mr
 
 
@@ -101,9 +99,8 @@ def rxe_dereg_mr(verbs: Verbs, region: Region) -> int:
     """rxe_dereg_mr(), __rxe_cleanup(), rxe_mr_cleanup()."""
     dev = RxeDev(verbs)
     mr = RxeMr(region.mr)
-    spin_lock(dev.xa_lock)
-    xa_erase(dev.pool, region.key)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        xa_erase(dev.pool, region.key)
     rxe_put(mr)
     wait_for_completion(mr.complete)
     ib_umem_odp_release(mr.umem)
@@ -132,9 +129,8 @@ def rxe_reg_user_mr(verbs: Verbs, region: Region) -> int:
         kfree(mr)
         return ret
     mutex_unlock(umem.umem_mutex)
-    spin_lock(dev.xa_lock)
-    xa_store(dev.pool, region.key, mr)
-    spin_unlock(dev.xa_lock)
+    with spin_lock(dev.xa_lock):
+        xa_store(dev.pool, region.key, mr)
     return mr
 
 
@@ -171,8 +167,7 @@ def rxe_odp_map_range_and_lock(mr: RxeMr, addr: int, write: int) -> int:
 @protocol
 def rxe_odp_mr_copy(mr: RxeMr, addr: int, write: int) -> int:
     """rxe_odp_mr_copy() for one page; the copy itself is nothing here."""
-    err = rxe_odp_map_range_and_lock(mr, addr, write)
-    if err:
+    if err := rxe_odp_map_range_and_lock(mr, addr, write):
         return err
     mutex_unlock(mr.umem.umem_mutex)
     return 0

@@ -93,12 +93,8 @@ def service_fault_batch_block_locked(va_block: VaBlock, vma: Vma, addr: int, wri
 @protocol
 def service_fault_batch_block(va_block: VaBlock, vma: Vma, addr: int, write: int) -> int:
     """service_fault_batch_block(): migrate_lock keeps others that fault on the block out, also while it is unlocked."""
-    mutex_lock(va_block.migrate_lock)
-    mutex_lock(va_block.lock)
-    ret = service_fault_batch_block_locked(va_block, vma, addr, write)
-    mutex_unlock(va_block.lock)
-    mutex_unlock(va_block.migrate_lock)
-    return ret
+    with mutex_lock(va_block.migrate_lock), mutex_lock(va_block.lock):
+        return service_fault_batch_block_locked(va_block, vma, addr, write)
 
 
 @protocol
@@ -121,9 +117,8 @@ def service_fault_batch(va_space: VaSpace, addr: int, write: int) -> int:
     """service_fault_batch(): there is no limit to its retries."""
     while True:
         mm = uvm_va_space_mm_retain_lock(va_space)
-        down_read(va_space.lock)
-        ret = service_fault_batch_dispatch(va_space, mm, addr, write)
-        up_read(va_space.lock)
+        with down_read(va_space.lock):
+            ret = service_fault_batch_dispatch(va_space, mm, addr, write)
         uvm_va_space_mm_release_unlock(va_space, mm)
         if ret != MORE_PROCESSING_REQUIRED:
             return ret
@@ -133,16 +128,14 @@ def service_fault_batch(va_space: VaSpace, addr: int, write: int) -> int:
 @protocol
 def uvm_parent_gpu_service_replayable_faults(gpu: Gpu, addr: int, write: int) -> int:
     """replayable_faults_isr_bottom_half() and what it calls, replay policy BATCH_FLUSH: a batch, then a replay."""
-    mutex_lock(gpu.service_lock)
-    count("replayable_faults_bh")
-    spin_lock(gpu.instance_ptr_table_lock)
-    va_space = gpu.instance_ptr  # uvm_parent_gpu_fault_entry_to_va_space()
-    spin_unlock(gpu.instance_ptr_table_lock)
-    ret = -EFAULT
-    if va_space:
-        ret = service_fault_batch(va_space, addr, write)
-    count("replays_start")
-    mutex_unlock(gpu.service_lock)
+    with mutex_lock(gpu.service_lock):
+        count("replayable_faults_bh")
+        with spin_lock(gpu.instance_ptr_table_lock):
+            va_space = gpu.instance_ptr  # uvm_parent_gpu_fault_entry_to_va_space()
+        ret = -EFAULT
+        if va_space:
+            ret = service_fault_batch(va_space, addr, write)
+        count("replays_start")
     return ret
 
 
@@ -163,9 +156,8 @@ def uvm_release(gpu: Gpu) -> None:
     uvm_va_space_mm_shutdown(va_space)
     mmdrop(mm)
     mmput(mm)
-    down_write(va_space.lock)  # uvm_va_space_destroy()
-    uvm_hmm_va_space_destroy(va_space)
-    up_write(va_space.lock)
+    with down_write(va_space.lock):  # uvm_va_space_destroy()
+        uvm_hmm_va_space_destroy(va_space)
     pt_free(va_space.pt)
     kfree(va_space)
 

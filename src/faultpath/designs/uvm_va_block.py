@@ -47,16 +47,15 @@ def hmm_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     count("allocs", 2)  # its tracking of pages by node
     va_block = VaBlock(mni)
     node = IntervalNode(va_block.node)
-    mutex_lock(va_block.lock)
-    start = max(range.start, node.start)
-    end = min(range.end, node.last + 1)
-    if start < end:  # always, unless the block is being split
-        hmm_invalidated(va_block)
-        va_block.changed += 1
-        mmu_interval_set_seq(mni, cur_seq)
-        if device_zap(va_block.va_space.pt, start, end):
-            count("device_commands")
-    mutex_unlock(va_block.lock)
+    with mutex_lock(va_block.lock):
+        start = max(range.start, node.start)
+        end = min(range.end, node.last + 1)
+        if start < end:  # always, unless the block is being split
+            hmm_invalidated(va_block)
+            va_block.changed += 1
+            mmu_interval_set_seq(mni, cur_seq)
+            if device_zap(va_block.va_space.pt, start, end):
+                count("device_commands")
     kfree(context)
     return 1
 
@@ -99,9 +98,8 @@ def uvm_va_block_create(va_space: VaSpace, start: int, last: int) -> VaBlock:
 def uvm_va_block_kill(va_block: VaBlock) -> None:
     """uvm_va_block_kill() of a block whose notifier is gone."""
     node = IntervalNode(va_block.node)
-    mutex_lock(va_block.lock)
-    pt_clear(va_block.va_space.pt, node.start, node.last + 1)
-    mutex_unlock(va_block.lock)
+    with mutex_lock(va_block.lock):
+        pt_clear(va_block.va_space.pt, node.start, node.last + 1)
     kvfree(table_bytes(node))
     kfree(va_block)
 
@@ -109,32 +107,26 @@ def uvm_va_block_kill(va_block: VaBlock) -> None:
 @protocol
 def uvm_hmm_va_block_find_create(va_space: VaSpace, addr: int) -> int:
     """hmm_va_block_find_create(), past its look at the VMA: the block, or -errno."""
-    mutex_lock(va_space.blocks_lock)
-    count("lookups")
-    found = range_tree_find(va_space.blocks, addr, LOOKUP_STEPS)
-    if found:
-        mutex_unlock(va_space.blocks_lock)
-        return container_of(VaBlock, "node", found)
-    count("lookups")  # uvm_range_tree_find_hole_in()
-    aligned = addr & -va_space.block_size
-    start = range_tree_hole_start(va_space.blocks, addr, aligned, LOOKUP_STEPS)
-    last = range_tree_hole_last(va_space.blocks, addr, aligned + va_space.block_size - 1)
-    va_block = uvm_va_block_create(va_space, start, last)
-    if not va_block:
-        mutex_unlock(va_space.blocks_lock)
-        return -ENOMEM
-    itree_insert(va_space.blocks, va_block.node)
-    mutex_unlock(va_space.blocks_lock)
+    with mutex_lock(va_space.blocks_lock):
+        count("lookups")
+        if found := range_tree_find(va_space.blocks, addr, LOOKUP_STEPS):
+            return container_of(VaBlock, "node", found)
+        count("lookups")  # uvm_range_tree_find_hole_in()
+        aligned = addr & -va_space.block_size
+        start = range_tree_hole_start(va_space.blocks, addr, aligned, LOOKUP_STEPS)
+        last = range_tree_hole_last(va_space.blocks, addr, aligned + va_space.block_size - 1)
+        va_block = uvm_va_block_create(va_space, start, last)
+        if not va_block:
+            return -ENOMEM
+        itree_insert(va_space.blocks, va_block.node)
     return va_block
 
 
 @protocol
 def uvm_hmm_va_space_destroy(va_space: VaSpace) -> None:
     """uvm_hmm_va_space_destroy(), under the va_space lock for writing."""
-    node = itree_first(va_space.blocks, 0, ULONG_MAX, SCRATCH)
-    while node:
+    while node := itree_first(va_space.blocks, 0, ULONG_MAX, SCRATCH):
         va_block = container_of(VaBlock, "node", node)
         itree_remove(va_space.blocks, node)
         mmu_interval_notifier_remove(va_block)
         uvm_va_block_kill(va_block)
-        node = itree_first(va_space.blocks, 0, ULONG_MAX, SCRATCH)

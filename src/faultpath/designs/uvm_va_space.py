@@ -44,14 +44,12 @@ class Gpu(Device):
 @protocol
 def uvm_va_space_mm_retain_lock(va_space: VaSpace) -> Mm:
     """uvm_va_space_mm_retain_lock(): mm_users is held by the file, and retainers are waited for before it drops it."""
-    mm = Mm(NULL)
-    spin_lock(va_space.mm_lock)
-    if va_space.state == ALIVE:
+    with spin_lock(va_space.mm_lock):
+        if va_space.state != ALIVE:
+            return NULL
         va_space.retained_count += 1
         mm = va_space.mm
-    spin_unlock(va_space.mm_lock)
-    if mm:
-        down_read(mm.mmap_lock)
+    down_read(mm.mmap_lock)
     return mm
 
 
@@ -61,10 +59,9 @@ def uvm_va_space_mm_release_unlock(va_space: VaSpace, mm: Mm) -> None:
     if not mm:
         return
     up_read(mm.mmap_lock)
-    spin_lock(va_space.mm_lock)
-    va_space.retained_count -= 1
-    last = va_space.retained_count == 0 and va_space.state == RELEASED
-    spin_unlock(va_space.mm_lock)
+    with spin_lock(va_space.mm_lock):
+        va_space.retained_count -= 1
+        last = va_space.retained_count == 0 and va_space.state == RELEASED
     if last:
         wake_up(va_space.last_retainer_wait_queue)
 
@@ -96,15 +93,11 @@ def uvm_va_space_create(mm: Mm, block: int) -> Gpu:
 def uvm_va_space_mm_shutdown(va_space: VaSpace) -> None:
     """uvm_va_space_mm_shutdown(): channels are stopped and detached, bottom halves and retainers waited for."""
     gpu = Gpu(va_space.gpu)
-    down_write(va_space.lock)
-    spin_lock(gpu.instance_ptr_table_lock)
-    gpu.instance_ptr = VaSpace(NULL)  # uvm_va_space_detach_all_user_channels()
-    spin_unlock(gpu.instance_ptr_table_lock)
-    up_write(va_space.lock)
+    with down_write(va_space.lock), spin_lock(gpu.instance_ptr_table_lock):
+        gpu.instance_ptr = VaSpace(NULL)  # uvm_va_space_detach_all_user_channels()
     mutex_lock(gpu.service_lock)  # uvm_gpu_replayable_buffer_flush()
     mutex_unlock(gpu.service_lock)
     gpu.page_dir = VaSpace(NULL)  # uvm_gpu_va_space_unset_page_dir()
-    spin_lock(va_space.mm_lock)
-    va_space.state = RELEASED
-    spin_unlock(va_space.mm_lock)
+    with spin_lock(va_space.mm_lock):
+        va_space.state = RELEASED
     wait_event(va_space.last_retainer_wait_queue, va_space.retained_count == 0)

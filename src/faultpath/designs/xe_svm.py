@@ -25,8 +25,7 @@ from faultpath.kernel.drm_gpusvm import (
 @protocol
 def xe_svm_range_alloc(gpusvm: Gpusvm) -> GpusvmRange:
     """xe_svm_range_alloc(): a range keeps its VM."""
-    r = kmalloc(XeRange, GFP_KERNEL)
-    if r:
+    if r := kmalloc(XeRange, GFP_KERNEL):
         refcount_inc(Vm(gpusvm).refcount)
     return r
 
@@ -46,10 +45,9 @@ def xe_svm_range_free(r: GpusvmRange) -> None:
 def xe_svm_garbage_collector_add_range(vm: Vm, r: XeRange) -> None:
     """xe_svm_garbage_collector_add_range()."""
     drm_gpusvm_range_set_unmapped(r)
-    spin_lock(vm.gc_lock)
-    if list_empty(r.garbage_collector_link):
-        list_add_tail(r.garbage_collector_link, vm.gc_range_list)
-    spin_unlock(vm.gc_lock)
+    with spin_lock(vm.gc_lock):
+        if list_empty(r.garbage_collector_link):
+            list_add_tail(r.garbage_collector_link, vm.gc_range_list)
     queue_work(vm.gc_work, xe_svm_garbage_collector_work_func, vm)
 
 
@@ -113,10 +111,7 @@ def xe_svm_garbage_collector(vm: Vm) -> int:
     if not vm.size:
         return -ENOENT
     spin_lock(vm.gc_lock)
-    while True:
-        link = list_first(vm.gc_range_list)
-        if not link:
-            break
+    while link := list_first(vm.gc_range_list):
         r = container_of(XeRange, "garbage_collector_link", link)
         list_del(r.garbage_collector_link)
         spin_unlock(vm.gc_lock)
@@ -130,6 +125,5 @@ def xe_svm_garbage_collector(vm: Vm) -> int:
 @protocol
 def xe_svm_garbage_collector_work_func(vm: Vm) -> None:
     """xe_svm_garbage_collector_work_func()."""
-    down_write(vm.lock)
-    xe_svm_garbage_collector(vm)
-    up_write(vm.lock)
+    with down_write(vm.lock):
+        xe_svm_garbage_collector(vm)

@@ -52,29 +52,25 @@ def xe_vm_range_unbind(vm: Vm, r: XeRange) -> None:
     """xe_vm_range_unbind(): a page-table job and a TLB invalidation, whatever a callback has done already."""
     if not r.tile_present:
         return
-    down_read(vm.notifier_lock)
-    count("device_commands")
-    pt_clear(vm.pt, r.start, r.last + 1)
-    count("tlb_inval_count")
-    r.tile_present = 0
-    up_read(vm.notifier_lock)
+    with down_read(vm.notifier_lock):
+        count("device_commands")
+        pt_clear(vm.pt, r.start, r.last + 1)
+        count("tlb_inval_count")
+        r.tile_present = 0
 
 
 @protocol
 def xe_vm_range_rebind(vm: Vm, r: XeRange) -> int:
     """xe_vm_range_rebind(): xe_pt_stage_bind(), xe_pt_svm_userptr_pre_commit(), the job, and op_commit()."""
-    down_read(vm.notifier_lock)
-    valid = drm_gpusvm_range_pages_valid(r)
-    up_read(vm.notifier_lock)
+    with down_read(vm.notifier_lock):
+        valid = drm_gpusvm_range_pages_valid(r)
     if not valid:
         return -EAGAIN
-    down_read(vm.notifier_lock)
-    if not drm_gpusvm_range_pages_valid(r):
-        up_read(vm.notifier_lock)
-        return -EAGAIN
-    count("device_commands")
-    pt_copy(vm.pt, vm.dma_addr, r.start, r.last + 1)
-    r.tile_present = 1
-    r.tile_invalidated = 0
-    up_read(vm.notifier_lock)
+    with down_read(vm.notifier_lock):
+        if not drm_gpusvm_range_pages_valid(r):
+            return -EAGAIN
+        count("device_commands")
+        pt_copy(vm.pt, vm.dma_addr, r.start, r.last + 1)
+        r.tile_present = 1
+        r.tile_invalidated = 0
     return 0

@@ -39,8 +39,6 @@ from faultpath.kernel.primitives.locks import (
     down_write,
     refcount_dec_and_test,
     refcount_set,
-    up_read,
-    up_write,
 )
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, pt_clear, pt_free, pt_init
 from faultpath.kernel.primitives.time import timed_out
@@ -210,10 +208,9 @@ def drm_gpusvm_notifier_invalidate(mni: IntervalNotifier, mmu_range: Range, cur_
     gpusvm = notifier.gpusvm
     if not mmu_range.blockable:
         return 0
-    down_write(gpusvm.notifier_lock)
-    mmu_interval_set_seq(mni, cur_seq)
-    ops_invalidate(gpusvm.ops, gpusvm, notifier, mmu_range)
-    up_write(gpusvm.notifier_lock)
+    with down_write(gpusvm.notifier_lock):
+        mmu_interval_set_seq(mni, cur_seq)
+        ops_invalidate(gpusvm.ops, gpusvm, notifier, mmu_range)
     return 1
 
 
@@ -254,16 +251,14 @@ def find_or_insert_range(gpusvm: Gpusvm, notifier: GpusvmNotifier, addr: int) ->
         return -ENOENT
     if not vma.prot & PROT_WRITE:
         return -EPERM
-    r = drm_gpusvm_range_find(notifier, addr, addr + 1)
-    if r:
+    if r := drm_gpusvm_range_find(notifier, addr, addr + 1):
         return r
     size = drm_gpusvm_range_chunk_size(gpusvm, notifier, vma.start, vma.last, addr)
     r = drm_gpusvm_range_alloc(gpusvm, notifier, addr, size)
     if not r:
         return -ENOMEM
-    down_read(gpusvm.notifier_lock)  # drm_gpusvm_range_insert()
-    itree_insert(notifier.root, r)
-    up_read(gpusvm.notifier_lock)
+    with down_read(gpusvm.notifier_lock):  # drm_gpusvm_range_insert()
+        itree_insert(notifier.root, r)
     return r
 
 
@@ -282,11 +277,10 @@ def drm_gpusvm_range_find_or_insert(gpusvm: Gpusvm, addr: int) -> int:
             mmput(mm)
             return -ENOMEM
         mmu_interval_notifier_insert(notifier, mm, addr & -size, size, drm_gpusvm_notifier_ops)
-    down_read(mm.mmap_lock)
-    ret = find_or_insert_range(gpusvm, notifier, addr)
-    if not found and ret >= 0:
-        itree_insert(gpusvm.root, notifier.itree)  # drm_gpusvm_notifier_insert()
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        ret = find_or_insert_range(gpusvm, notifier, addr)
+        if not found and ret >= 0:
+            itree_insert(gpusvm.root, notifier.itree)  # drm_gpusvm_notifier_insert()
     if not found and ret < 0:
         mmu_interval_notifier_remove(notifier)
         kfree(notifier)
@@ -298,11 +292,10 @@ def drm_gpusvm_range_find_or_insert(gpusvm: Gpusvm, addr: int) -> int:
 def drm_gpusvm_range_remove(gpusvm: Gpusvm, r: GpusvmRange) -> None:
     """drm_gpusvm_range_remove(): the notifier's last range takes it along, waiting until no callback runs."""
     notifier = drm_gpusvm_notifier_find(gpusvm, r.start)
-    down_read(gpusvm.notifier_lock)
-    drm_gpusvm_range_unmap_pages(r)
-    __drm_gpusvm_free_pages(gpusvm, r)
-    itree_remove(notifier.root, r)
-    up_read(gpusvm.notifier_lock)
+    with down_read(gpusvm.notifier_lock):
+        drm_gpusvm_range_unmap_pages(r)
+        __drm_gpusvm_free_pages(gpusvm, r)
+        itree_remove(notifier.root, r)
     drm_gpusvm_range_put(r)
     if not itree_first(notifier.root, 0, ULONG_MAX, SCRATCH):
         if not notifier.removed:
@@ -325,11 +318,10 @@ def drm_gpusvm_pages_valid_unlocked(gpusvm: Gpusvm, r: GpusvmRange) -> int:
     """drm_gpusvm_pages_valid_unlocked(): pages that are not valid any more are freed."""
     if not r.dma_addr:
         return 0
-    down_read(gpusvm.notifier_lock)
-    valid = drm_gpusvm_range_pages_valid(r)
-    if not valid:
-        __drm_gpusvm_free_pages(gpusvm, r)
-    up_read(gpusvm.notifier_lock)
+    with down_read(gpusvm.notifier_lock):
+        valid = drm_gpusvm_range_pages_valid(r)
+        if not valid:
+            __drm_gpusvm_free_pages(gpusvm, r)
     return valid
 
 
@@ -337,18 +329,14 @@ def drm_gpusvm_pages_valid_unlocked(gpusvm: Gpusvm, r: GpusvmRange) -> int:
 def map_pages(gpusvm: Gpusvm, r: GpusvmRange, seq: int) -> int:
     """drm_gpusvm_get_pages() from its label map_pages on: 0, or -EAGAIN to begin again, or -EFAULT."""
     while True:
-        down_read(gpusvm.notifier_lock)
-        if r.unmapped:
-            up_read(gpusvm.notifier_lock)
-            return -EFAULT
-        if mmu_interval_read_retry(r.notifier, seq):
-            up_read(gpusvm.notifier_lock)
-            return -EAGAIN
-        if r.dma_addr:
-            r.has_dma_mapping = 1
-            up_read(gpusvm.notifier_lock)
-            return 0
-        up_read(gpusvm.notifier_lock)
+        with down_read(gpusvm.notifier_lock):
+            if r.unmapped:
+                return -EFAULT
+            if mmu_interval_read_retry(r.notifier, seq):
+                return -EAGAIN
+            if r.dma_addr:
+                r.has_dma_mapping = 1
+                return 0
         kvcalloc(16 * npages_in_range(r))
         r.dma_addr = 1
 
@@ -367,9 +355,8 @@ def drm_gpusvm_range_get_pages(gpusvm: Gpusvm, r: GpusvmRange) -> int:
         if mmget_not_zero(mm):
             err = -EBUSY
             while err == -EBUSY:
-                down_read(mm.mmap_lock)
-                err = hmm_range_fault_pages(mm, notifier, seq, r.start, r.last + 1, 1, gpusvm.dma_addr)
-                up_read(mm.mmap_lock)
+                with down_read(mm.mmap_lock):
+                    err = hmm_range_fault_pages(mm, notifier, seq, r.start, r.last + 1, 1, gpusvm.dma_addr)
                 if err == -EBUSY:
                     if timed_out():
                         break

@@ -47,8 +47,7 @@ def hmm_walk(mm: Mm, addr: int, write: int, steps: int) -> int:
     vma = Vma(itree_first(mm.vmas, addr, ULONG_MAX, steps))
     if not vma or addr < vma.start or not vma.prot & PROT_READ:
         return -EFAULT
-    pte = hmm_vma_handle_pte(mm, vma, addr, write)
-    if pte:
+    if pte := hmm_vma_handle_pte(mm, vma, addr, write):
         return pte
     if handle_mm_fault(mm, vma, addr, write, RAISES_ALL):
         return -EFAULT

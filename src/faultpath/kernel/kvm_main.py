@@ -34,13 +34,11 @@ from faultpath.kernel.primitives.locks import (
     mutex_unlock,
     spin_lock,
     spin_unlock,
-    up_read,
     write_lock,
-    write_unlock,
 )
 from faultpath.kernel.primitives.pagetable import WRITE, device_zap, pt_free, pt_init
 from faultpath.kernel.primitives.wait import wake_up
-from faultpath.kernel.srcu import Srcu, srcu_read_lock, srcu_read_unlock, synchronize_srcu
+from faultpath.kernel.srcu import Srcu, srcu_read_lock, synchronize_srcu
 from faultpath.protocol.language import NULL, Ops, count, protocol, wait_event
 from faultpath.protocol.struct import IntervalTree, PageTable, ParentMutex, RwLock, SpinLock, Struct, WaitQueue
 
@@ -115,28 +113,24 @@ def kvm_mmu_invalidate_begin(kvm: Kvm, start: int, end: int) -> None:
 @protocol
 def kvm_unmap_hva_range(kvm: Kvm, range: Range) -> None:
     """__kvm_handle_hva_range() with kvm_unmap_gfn_range: mmu_lock is taken once, at the first memslot."""
-    idx = srcu_read_lock(kvm.srcu)
-    slot = memslot_in(kvm.memslots, range.start, range.end, WALK_STEPS)
-    if slot:
-        write_lock(kvm.mmu_lock)
-        kvm_mmu_invalidate_begin(kvm, range.start, range.end)
-        flush = 0
-        while slot:
-            flush += device_zap(kvm.pt, max(range.start, slot.start), min(range.end, slot.last + 1))
-            slot = HvaNode(itree_next(slot, range.start, range.end - 1, WALK_STEPS))
-        if flush:
-            kvm_flush_remote_tlbs(kvm)
-        write_unlock(kvm.mmu_lock)
-    srcu_read_unlock(kvm.srcu, idx)
+    with srcu_read_lock(kvm.srcu):
+        if slot := memslot_in(kvm.memslots, range.start, range.end, WALK_STEPS):
+            with write_lock(kvm.mmu_lock):
+                kvm_mmu_invalidate_begin(kvm, range.start, range.end)
+                flush = 0
+                while slot:
+                    flush += device_zap(kvm.pt, max(range.start, slot.start), min(range.end, slot.last + 1))
+                    slot = HvaNode(itree_next(slot, range.start, range.end - 1, WALK_STEPS))
+                if flush:
+                    kvm_flush_remote_tlbs(kvm)
 
 
 @protocol
 def kvm_mmu_notifier_invalidate_range_start(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_start(): memslots stay as they are until range_end."""
     kvm = KvmNotifier(mn).kvm
-    spin_lock(kvm.mn_invalidate_lock)
-    kvm.mn_active_invalidate_count += 1
-    spin_unlock(kvm.mn_invalidate_lock)
+    with spin_lock(kvm.mn_invalidate_lock):
+        kvm.mn_active_invalidate_count += 1
     kvm_unmap_hva_range(kvm, range)
     return 0
 
@@ -152,16 +146,13 @@ def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
 def kvm_mmu_notifier_invalidate_range_end(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_end(), __kvm_handle_hva_range() without a handler."""
     kvm = KvmNotifier(mn).kvm
-    idx = srcu_read_lock(kvm.srcu)
-    if memslot_in(kvm.memslots, range.start, range.end, WALK_STEPS):
-        write_lock(kvm.mmu_lock)
-        kvm_mmu_invalidate_end(kvm)
-        write_unlock(kvm.mmu_lock)
-    srcu_read_unlock(kvm.srcu, idx)
-    spin_lock(kvm.mn_invalidate_lock)
-    kvm.mn_active_invalidate_count -= 1
-    wake = kvm.mn_active_invalidate_count == 0
-    spin_unlock(kvm.mn_invalidate_lock)
+    with srcu_read_lock(kvm.srcu):
+        if memslot_in(kvm.memslots, range.start, range.end, WALK_STEPS):
+            with write_lock(kvm.mmu_lock):
+                kvm_mmu_invalidate_end(kvm)
+    with spin_lock(kvm.mn_invalidate_lock):
+        kvm.mn_active_invalidate_count -= 1
+        wake = kvm.mn_active_invalidate_count == 0
     if wake:
         wake_up(kvm.mn_memslots_update_rcuwait)
     return 0
@@ -171,11 +162,8 @@ def kvm_mmu_notifier_invalidate_range_end(mn: Notifier, range: Range) -> int:
 def kvm_mmu_notifier_release(mn: Notifier, mm: Mm) -> int:
     """kvm_mmu_notifier_release(), kvm_flush_shadow_all(), kvm_mmu_zap_all()."""
     kvm = KvmNotifier(mn).kvm
-    idx = srcu_read_lock(kvm.srcu)
-    write_lock(kvm.mmu_lock)
-    device_zap(kvm.pt, 0, mm.task_size)
-    write_unlock(kvm.mmu_lock)
-    srcu_read_unlock(kvm.srcu, idx)
+    with srcu_read_lock(kvm.srcu), write_lock(kvm.mmu_lock):
+        device_zap(kvm.pt, 0, mm.task_size)
     return 0
 
 
@@ -216,19 +204,17 @@ def kvm_replace_memslot(kvm: Kvm, node: HvaNode, start: int, end: int) -> None:
 @protocol
 def kvm_vm_ioctl_set_memory_region(kvm: Kvm, start: int, end: int) -> None:
     """KVM_SET_USER_MEMORY_REGION of a new slot (__kvm_set_memory_region); -EEXIST: another vCPU's thread was faster."""
-    mutex_lock(kvm.slots_lock)
-    if memslot_in(kvm.memslots, start, end, SCRATCH):
-        mutex_unlock(kvm.slots_lock)
-        return
-    node = kmalloc(HvaNode, GFP_KERNEL)
-    twin = embedded(HvaNode)
-    node.twin = twin
-    twin.twin = node
-    mutex_lock(kvm.slots_arch_lock)
-    kvm_replace_memslot(kvm, node, start, end)
-    kvm_swap_active_memslots(kvm)
-    kvm_replace_memslot(kvm, twin, start, end)
-    mutex_unlock(kvm.slots_lock)
+    with mutex_lock(kvm.slots_lock):
+        if memslot_in(kvm.memslots, start, end, SCRATCH):
+            return
+        node = kmalloc(HvaNode, GFP_KERNEL)
+        twin = embedded(HvaNode)
+        node.twin = twin
+        twin.twin = node
+        mutex_lock(kvm.slots_arch_lock)
+        kvm_replace_memslot(kvm, node, start, end)
+        kvm_swap_active_memslots(kvm)
+        kvm_replace_memslot(kvm, twin, start, end)
 
 
 @protocol
@@ -236,10 +222,7 @@ def kvm_free_memslots(kvm: Kvm) -> None:
     """kvm_free_memslots() of both copies."""
     slots = kvm.memslots
     other = Memslots(slots.other)
-    while True:
-        node = HvaNode(itree_first(slots.hva_tree, 0, ULONG_MAX, SCRATCH))
-        if not node:
-            break
+    while node := HvaNode(itree_first(slots.hva_tree, 0, ULONG_MAX, SCRATCH)):
         twin = HvaNode(node.twin)
         itree_remove(slots.hva_tree, node)
         itree_remove(other.hva_tree, twin)
@@ -294,21 +277,17 @@ def kvm_destroy_vm(kvm: Kvm) -> None:
 @protocol
 def hva_to_pfn(mm: Mm, addr: int, write: int) -> int:
     """hva_to_pfn(), _fast and _slow: the CPU's PTE, with WRITE only if it may be mapped so; or -EFAULT."""
-    pte = get_user_page_fast_only(mm, addr, 1)
-    if pte:
+    if pte := get_user_page_fast_only(mm, addr, 1):
         return pte
-    down_read(mm.mmap_lock)
-    pte = get_user_pages(mm, addr, write)
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        pte = get_user_pages(mm, addr, write)
     if pte < 0:
-        down_read(mm.mmap_lock)
-        find_vma(mm, addr)  # one of VM_IO would be looked at further
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            find_vma(mm, addr)  # one of VM_IO would be looked at further
         return -EFAULT
     if write:
         return pte
-    wpage = get_user_page_fast_only(mm, addr, 1)
-    if wpage:
+    if wpage := get_user_page_fast_only(mm, addr, 1):
         return wpage
     return pte & ~WRITE
 

@@ -39,13 +39,12 @@ from faultpath.kernel.primitives.lists import (
     hlist_unhashed,
     queue_work,
 )
-from faultpath.kernel.primitives.locks import down_write, spin_lock, spin_unlock, up_write
+from faultpath.kernel.primitives.locks import down_write, spin_lock
 from faultpath.kernel.primitives.wait import wake_up
 from faultpath.kernel.srcu import (
     Srcu,
     get_state_synchronize_srcu,
     srcu_read_lock,
-    srcu_read_unlock,
     synchronize_srcu,
     wait_srcu_gp,
 )
@@ -218,13 +217,11 @@ def mn_itree_is_invalidating(subs: Subscriptions) -> int:
 @protocol
 def mn_itree_inv_start_range(subs: Subscriptions, range: Range) -> IntervalNotifier:
     """mn_itree_inv_start_range(): begin an invalidation; the first interval it concerns, or NULL."""
-    spin_lock(subs.lock)
-    subs.active_invalidate_ranges += 1
-    first = IntervalNotifier(itree_first(subs.itree, range.start, range.end - 1, WALK_STEPS))
-    if first:
-        subs.invalidate_seq = subs.invalidate_seq | 1
-    range.cur_seq = subs.invalidate_seq
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        subs.active_invalidate_ranges += 1
+        if first := IntervalNotifier(itree_first(subs.itree, range.start, range.end - 1, WALK_STEPS)):
+            subs.invalidate_seq = subs.invalidate_seq | 1
+        range.cur_seq = subs.invalidate_seq
     return first
 
 
@@ -237,23 +234,21 @@ def mn_itree_inv_next(sub: IntervalNotifier, range: Range) -> IntervalNotifier:
 @protocol
 def mn_itree_inv_end(subs: Subscriptions) -> None:
     """mn_itree_inv_end(): the last end of an epoch makes the number even and does what was deferred."""
-    spin_lock(subs.lock)
-    subs.active_invalidate_ranges -= 1
-    if subs.active_invalidate_ranges or not mn_itree_is_invalidating(subs):
-        spin_unlock(subs.lock)
-        return
-    subs.invalidate_seq += 1
-    item = hlist_first(subs.deferred_list)
-    while item:
-        sub = container_of(IntervalNotifier, "deferred_item", item)
-        following = hlist_next(sub.deferred_item)
-        if rb_empty_node(sub):
-            itree_insert(subs.itree, sub)
-        else:
-            itree_remove(subs.itree, sub)
-        hlist_del(sub.deferred_item)
-        item = following
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        subs.active_invalidate_ranges -= 1
+        if subs.active_invalidate_ranges or not mn_itree_is_invalidating(subs):
+            return
+        subs.invalidate_seq += 1
+        item = hlist_first(subs.deferred_list)
+        while item:
+            sub = container_of(IntervalNotifier, "deferred_item", item)
+            following = hlist_next(sub.deferred_item)
+            if rb_empty_node(sub):
+                itree_insert(subs.itree, sub)
+            else:
+                itree_remove(subs.itree, sub)
+            hlist_del(sub.deferred_item)
+            item = following
     wake_up(subs.wq)
 
 
@@ -261,10 +256,9 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
 def mmu_interval_read_begin(sub: IntervalNotifier) -> int:
     """mmu_interval_read_begin(): the number to hand to read_retry; waits out an invalidation in progress."""
     subs = sub.mm.notifier_subscriptions
-    spin_lock(subs.lock)
-    seq = sub.invalidate_seq
-    is_invalidating = seq == subs.invalidate_seq
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        seq = sub.invalidate_seq
+        is_invalidating = seq == subs.invalidate_seq
     if is_invalidating:
         wait_event(subs.wq, subs.invalidate_seq != seq)
     return seq
@@ -316,32 +310,30 @@ def mn_hlist_end_all(subs: Subscriptions, range: Range) -> None:
 @protocol
 def mn_hlist_invalidate_end(subs: Subscriptions, range: Range) -> None:
     """mn_hlist_invalidate_end()."""
-    idx = srcu_read_lock(range.mm.srcu)
-    mn_hlist_end_all(subs, range)
-    srcu_read_unlock(range.mm.srcu, idx)
+    with srcu_read_lock(range.mm.srcu):
+        mn_hlist_end_all(subs, range)
 
 
 @protocol
 def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
     """mn_hlist_invalidate_range_start(): every plain notifier; if one refuses, the end follows at once."""
     ret = 0
-    idx = srcu_read_lock(range.mm.srcu)
-    item = hlist_first(subs.list)
-    while item:
-        sub = container_of(Notifier, "hlist", item)
-        if has_op(sub.ops, "invalidate_range_start"):
-            before = zapped_so_far()
-            count("callbacks")
-            callback_begins(range.blockable)
-            if ops_invalidate_range_start(sub.ops, sub, range) and not range.blockable:
-                ret = -EAGAIN
-            callback_ends(range.blockable)
-            if zapped_so_far() == before:
-                count("callbacks_empty")
-        item = hlist_next(sub.hlist)
-    if ret:
-        mn_hlist_end_all(subs, range)
-    srcu_read_unlock(range.mm.srcu, idx)
+    with srcu_read_lock(range.mm.srcu):
+        item = hlist_first(subs.list)
+        while item:
+            sub = container_of(Notifier, "hlist", item)
+            if has_op(sub.ops, "invalidate_range_start"):
+                before = zapped_so_far()
+                count("callbacks")
+                callback_begins(range.blockable)
+                if ops_invalidate_range_start(sub.ops, sub, range) and not range.blockable:
+                    ret = -EAGAIN
+                callback_ends(range.blockable)
+                if zapped_so_far() == before:
+                    count("callbacks_empty")
+            item = hlist_next(sub.hlist)
+        if ret:
+            mn_hlist_end_all(subs, range)
     return ret
 
 
@@ -374,8 +366,7 @@ def mmu_notifier_invalidate_range_start_nonblock(range: Range) -> int:
     """mmu_notifier_invalidate_range_start_nonblock(): 0, or -EAGAIN, and then the range is over."""
     range.blockable = 0
     range_starting(range)
-    ret = notify_range_start(range)
-    if ret:
+    if ret := notify_range_start(range):
         range_over(range)
     else:
         range_started(range)
@@ -411,18 +402,16 @@ def mn_itree_release(subs: Subscriptions, range: Range) -> None:
 @protocol
 def mn_hlist_release(subs: Subscriptions, mm: Mm) -> None:
     """mn_hlist_release(): tell the plain notifiers, then take them off the list."""
-    idx = srcu_read_lock(mm.srcu)
-    item = hlist_first(subs.list)
-    while item:
-        sub = container_of(Notifier, "hlist", item)
-        if has_op(sub.ops, "mm_release"):
-            ops_mm_release(sub.ops, sub, mm)
-        item = hlist_next(sub.hlist)
-    spin_lock(subs.lock)
-    while hlist_first(subs.list):
-        hlist_del_init_rcu(container_of(Notifier, "hlist", hlist_first(subs.list)).hlist)
-    spin_unlock(subs.lock)
-    srcu_read_unlock(mm.srcu, idx)
+    with srcu_read_lock(mm.srcu):
+        item = hlist_first(subs.list)
+        while item:
+            sub = container_of(Notifier, "hlist", item)
+            if has_op(sub.ops, "mm_release"):
+                ops_mm_release(sub.ops, sub, mm)
+            item = hlist_next(sub.hlist)
+        with spin_lock(subs.lock):
+            while hlist_first(subs.list):
+                hlist_del_init_rcu(container_of(Notifier, "hlist", hlist_first(subs.list)).hlist)
     synchronize_srcu(mm.srcu)
 
 
@@ -441,19 +430,16 @@ def __mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
     subs = mm.notifier_subscriptions
     sub.mm = mm
     mmgrab(mm)
-    spin_lock(subs.lock)
-    hlist_add_head(sub.hlist, subs.list)
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        hlist_add_head(sub.hlist, subs.list)
     return 0
 
 
 @protocol
 def mmu_notifier_register(sub: Notifier, mm: Mm) -> int:
     """mmu_notifier_register(): takes mmap_lock for it."""
-    down_write(mm.mmap_lock)
-    ret = __mmu_notifier_register(sub, mm)
-    up_write(mm.mmap_lock)
-    return ret
+    with down_write(mm.mmap_lock):
+        return __mmu_notifier_register(sub, mm)
 
 
 @protocol
@@ -461,14 +447,12 @@ def mmu_notifier_unregister(sub: Notifier, mm: Mm) -> None:
     """mmu_notifier_unregister(): release is called unless exit has done so; no callback runs once it returns."""
     subs = mm.notifier_subscriptions
     if not hlist_unhashed(sub.hlist):
-        idx = srcu_read_lock(mm.srcu)
-        if has_op(sub.ops, "mm_release"):
-            ops_mm_release(sub.ops, sub, mm)
-        srcu_read_unlock(mm.srcu, idx)
-        spin_lock(subs.lock)
-        if not hlist_unhashed(sub.hlist):  # hlist_del_init_rcu() asks by itself
-            hlist_del_init_rcu(sub.hlist)
-        spin_unlock(subs.lock)
+        with srcu_read_lock(mm.srcu):
+            if has_op(sub.ops, "mm_release"):
+                ops_mm_release(sub.ops, sub, mm)
+        with spin_lock(subs.lock):
+            if not hlist_unhashed(sub.hlist):  # hlist_del_init_rcu() asks by itself
+                hlist_del_init_rcu(sub.hlist)
     synchronize_srcu(mm.srcu)
     mmdrop(mm)
 
@@ -486,10 +470,9 @@ def mmu_notifier_free_rcu(sub: Notifier) -> None:
 def mmu_notifier_put(sub: Notifier) -> None:
     """mmu_notifier_put() of the only reference: no release, and free_notifier once the callbacks that run are over."""
     subs = sub.mm.notifier_subscriptions
-    spin_lock(subs.lock)
-    if not hlist_unhashed(sub.hlist):  # hlist_del_init_rcu() asks by itself
-        hlist_del_init_rcu(sub.hlist)
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        if not hlist_unhashed(sub.hlist):  # hlist_del_init_rcu() asks by itself
+            hlist_del_init_rcu(sub.hlist)
     sub.gp = get_state_synchronize_srcu(sub.mm.srcu)
     queue_work(sub.rcu, mmu_notifier_free_rcu, sub)
 
@@ -508,29 +491,26 @@ def mmu_interval_notifier_insert(sub: IntervalNotifier, mm: Mm, start: int, leng
     mmgrab(mm)
     count("intervals_created")
     count_interval()
-    spin_lock(subs.lock)
-    if subs.active_invalidate_ranges:
-        if mn_itree_is_invalidating(subs):
-            hlist_add_head(sub.deferred_item, subs.deferred_list)
-            count("deferred_ops")
+    with spin_lock(subs.lock):
+        if subs.active_invalidate_ranges:
+            if mn_itree_is_invalidating(subs):
+                hlist_add_head(sub.deferred_item, subs.deferred_list)
+                count("deferred_ops")
+            else:
+                subs.invalidate_seq = subs.invalidate_seq | 1
+                itree_insert(subs.itree, sub)
+            sub.invalidate_seq = subs.invalidate_seq
         else:
-            subs.invalidate_seq = subs.invalidate_seq | 1
+            sub.invalidate_seq = subs.invalidate_seq - 1
             itree_insert(subs.itree, sub)
-        sub.invalidate_seq = subs.invalidate_seq
-    else:
-        sub.invalidate_seq = subs.invalidate_seq - 1
-        itree_insert(subs.itree, sub)
-    spin_unlock(subs.lock)
     return 0
 
 
 @protocol
 def mmu_interval_seq_released(subs: Subscriptions, seq: int) -> int:
     """mmu_interval_seq_released(): compared under the lock, so that the deferred work is known to be over."""
-    spin_lock(subs.lock)
-    ret = subs.invalidate_seq != seq
-    spin_unlock(subs.lock)
-    return ret
+    with spin_lock(subs.lock):
+        return subs.invalidate_seq != seq
 
 
 @protocol
@@ -539,17 +519,16 @@ def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
     mm = sub.mm
     subs = mm.notifier_subscriptions
     seq = 0
-    spin_lock(subs.lock)
-    if mn_itree_is_invalidating(subs):
-        if rb_empty_node(sub):
-            hlist_del(sub.deferred_item)
+    with spin_lock(subs.lock):
+        if mn_itree_is_invalidating(subs):
+            if rb_empty_node(sub):
+                hlist_del(sub.deferred_item)
+            else:
+                hlist_add_head(sub.deferred_item, subs.deferred_list)
+                count("deferred_ops")
+                seq = subs.invalidate_seq
         else:
-            hlist_add_head(sub.deferred_item, subs.deferred_list)
-            count("deferred_ops")
-            seq = subs.invalidate_seq
-    else:
-        itree_remove(subs.itree, sub)
-    spin_unlock(subs.lock)
+            itree_remove(subs.itree, sub)
     if seq:
         while not mmu_interval_seq_released(subs, seq):
             wait_event(subs.wq, subs.invalidate_seq != seq)

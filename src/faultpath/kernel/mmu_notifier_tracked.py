@@ -77,8 +77,6 @@ from faultpath.kernel.primitives.locks import (
     rwsem_is_write_locked,
     spin_is_locked,
     spin_lock,
-    spin_unlock,
-    up_write,
 )
 from faultpath.kernel.primitives.wait import Completion, complete, wait_for_completion
 from faultpath.protocol.language import NULL, Ops, container_of, count, hook, protocol
@@ -224,18 +222,17 @@ def track(mm: Mm, vma: Vma, mirror: Mirror, start: int, last: int) -> TrackedInt
         new.start = 1  # empty
         rb_clear_node(new)
         refcount_set(new.refs, 1)
-    spin_lock(subs.lock)
-    sub = tracked_of(vma, mirror)
-    if not sub:
-        sub = new
-    change_bounds(subs, sub, start, last)
-    if sub == new:
-        mmu_mirror_get(mirror)
-        mmgrab(mm)
-        count("intervals_created")
-        count_interval()
-        hlist_add_head(new.vma_item, vma.tracked)
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        sub = tracked_of(vma, mirror)
+        if not sub:
+            sub = new
+        change_bounds(subs, sub, start, last)
+        if sub == new:
+            mmu_mirror_get(mirror)
+            mmgrab(mm)
+            count("intervals_created")
+            count_interval()
+            hlist_add_head(new.vma_item, vma.tracked)
     if new and sub != new:
         kfree(new)
     return sub
@@ -245,9 +242,8 @@ def track(mm: Mm, vma: Vma, mirror: Mirror, start: int, last: int) -> TrackedInt
 def retire(sub: TrackedInterval) -> None:
     """An interval that is on no list any more will be called back no more."""
     subs = sub.mm.notifier_subscriptions
-    spin_lock(subs.lock)
-    move_seq(subs, sub)
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        move_seq(subs, sub)
     mmu_interval_notifier_put(sub)
 
 
@@ -271,20 +267,17 @@ def vma_resized(mm: Mm, vma: Vma) -> None:
     item = hlist_first(vma.tracked)
     while item:
         sub = container_of(TrackedInterval, "vma_item", item)
-        spin_lock(subs.lock)
-        change_bounds(subs, sub, vma.start, vma.last)
-        spin_unlock(subs.lock)
+        with spin_lock(subs.lock):
+            change_bounds(subs, sub, vma.start, vma.last)
         item = hlist_next(sub.vma_item)
 
 
 @protocol(replaces=vmas.vma_detached)
 def vma_detached(mm: Mm, vma: Vma) -> None:
     """Its intervals can be found no more, and are called back until vmas_unmapped()."""
-    item = hlist_first(vma.tracked)
-    while item:
+    while item := hlist_first(vma.tracked):
         hlist_del(container_of(TrackedInterval, "vma_item", item).vma_item)
         hlist_add_head(container_of(TrackedInterval, "vma_item", item).vma_item, mm.detached)
-        item = hlist_first(vma.tracked)
 
 
 @protocol
@@ -328,16 +321,14 @@ def mmu_mirror_unregister(mirror: Mirror) -> None:
     Not under a lock that a callback or a fault takes. Whoever asks for an interval from now on gets -ENOENT.
     """
     mm = mirror.mm
-    down_write(mm.mmap_lock)
-    mirror.dead = 1
-    vma = next_vma(mm, 0)
-    while vma:
-        sub = tracked_of(vma, mirror)
-        if sub:
-            hlist_del(sub.vma_item)
-            retire(sub)
-        vma = next_vma(mm, vma.last + 1)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        mirror.dead = 1
+        vma = next_vma(mm, 0)
+        while vma:
+            if sub := tracked_of(vma, mirror):
+                hlist_del(sub.vma_item)
+                retire(sub)
+            vma = next_vma(mm, vma.last + 1)
     mmu_mirror_put(mirror)
     wait_for_completion(mirror.gone)
     mmdrop(mm)

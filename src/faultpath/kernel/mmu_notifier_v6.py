@@ -12,7 +12,7 @@ from faultpath.kernel.errno import EINVAL
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, mmdrop, mn_itree_is_invalidating
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove, rb_empty_node
 from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next
-from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
+from faultpath.kernel.primitives.locks import spin_lock
 from faultpath.kernel.primitives.wait import wake_up
 from faultpath.protocol.language import NULL, container_of, count, has_op, hook, protocol, wait_event
 
@@ -37,33 +37,31 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
 
     The sequence number is even, so that waiters may go on, before the releases have run.
     """
-    spin_lock(subs.lock)
-    subs.active_invalidate_ranges -= 1
-    if subs.active_invalidate_ranges or not mn_itree_is_invalidating(subs):
-        spin_unlock(subs.lock)
-        return
-    subs.invalidate_seq += 1
-    removed = IntervalNotifier(NULL)  # hlist_head removed_list, on the stack: chained through updated_start
-    item = hlist_first(subs.deferred_list)
-    while item:
-        sub = container_of(IntervalNotifier, "deferred_item", item)
-        following = hlist_next(sub.deferred_item)
-        hlist_del(sub.deferred_item)
-        if rb_empty_node(sub):
-            itree_insert(subs.itree, sub)
-        else:
-            itree_remove(subs.itree, sub)
-            if sub.updated_last:
-                sub.start = sub.updated_start
-                sub.last = sub.updated_last
-                sub.updated_start = 0
-                sub.updated_last = 0
+    with spin_lock(subs.lock):
+        subs.active_invalidate_ranges -= 1
+        if subs.active_invalidate_ranges or not mn_itree_is_invalidating(subs):
+            return
+        subs.invalidate_seq += 1
+        removed = IntervalNotifier(NULL)  # hlist_head removed_list, on the stack: chained through updated_start
+        item = hlist_first(subs.deferred_list)
+        while item:
+            sub = container_of(IntervalNotifier, "deferred_item", item)
+            following = hlist_next(sub.deferred_item)
+            hlist_del(sub.deferred_item)
+            if rb_empty_node(sub):
                 itree_insert(subs.itree, sub)
-            elif has_op(sub.ops, "release"):
-                sub.updated_start = removed
-                removed = sub
-        item = following
-    spin_unlock(subs.lock)
+            else:
+                itree_remove(subs.itree, sub)
+                if sub.updated_last:
+                    sub.start = sub.updated_start
+                    sub.last = sub.updated_last
+                    sub.updated_start = 0
+                    sub.updated_last = 0
+                    itree_insert(subs.itree, sub)
+                elif has_op(sub.ops, "release"):
+                    sub.updated_start = removed
+                    removed = sub
+            item = following
     while removed:
         sub = removed
         removed = IntervalNotifier(sub.updated_start)
@@ -84,22 +82,21 @@ def mmu_interval_notifier_put_locked(sub: IntervalNotifier) -> int:
     """__mmu_interval_notifier_put(), 2/6 and 3/6: the sequence number to wait for, or 0 if it is out already."""
     subs = sub.mm.notifier_subscriptions
     seq = 0
-    spin_lock(subs.lock)
-    if mn_itree_is_invalidating(subs):
-        if rb_empty_node(sub):
-            hlist_del(sub.deferred_item)
-        else:
-            if sub.updated_last:
-                # Already on the deferred list for an update: forgetting the bounds makes that a removal.
-                sub.updated_start = 0
-                sub.updated_last = 0
+    with spin_lock(subs.lock):
+        if mn_itree_is_invalidating(subs):
+            if rb_empty_node(sub):
+                hlist_del(sub.deferred_item)
             else:
-                hlist_add_head(sub.deferred_item, subs.deferred_list)
-                count("deferred_ops")
-            seq = subs.invalidate_seq
-    else:
-        itree_remove(subs.itree, sub)
-    spin_unlock(subs.lock)
+                if sub.updated_last:
+                    # Already on the deferred list for an update: forgetting the bounds makes that a removal.
+                    sub.updated_start = 0
+                    sub.updated_last = 0
+                else:
+                    hlist_add_head(sub.deferred_item, subs.deferred_list)
+                    count("deferred_ops")
+                seq = subs.invalidate_seq
+        else:
+            itree_remove(subs.itree, sub)
     return seq
 
 
@@ -116,8 +113,7 @@ def mmu_interval_notifier_remove(sub: IntervalNotifier) -> None:
     """mmu_interval_notifier_remove() as 2/6 leaves it."""
     mm = sub.mm
     subs = mm.notifier_subscriptions
-    seq = mmu_interval_notifier_put_locked(sub)
-    if seq:
+    if seq := mmu_interval_notifier_put_locked(sub):
         wait_event(subs.wq, subs.invalidate_seq != seq)
     count("intervals_removed")
     count("intervals", -1)
@@ -132,23 +128,22 @@ def mmu_interval_notifier_update(sub: IntervalNotifier, start: int, last: int) -
     if start >= last:
         return  # WARN_ON: the old bounds stay
     count("intervals_updated")
-    spin_lock(subs.lock)
-    if mn_itree_is_invalidating(subs):
-        if rb_empty_node(sub):
+    with spin_lock(subs.lock):
+        if mn_itree_is_invalidating(subs):
+            if rb_empty_node(sub):
+                sub.start = start
+                sub.last = last
+            else:
+                if not sub.updated_last:
+                    hlist_add_head(sub.deferred_item, subs.deferred_list)
+                    count("deferred_ops")
+                sub.updated_start = start
+                sub.updated_last = last
+        else:
+            itree_remove(subs.itree, sub)
             sub.start = start
             sub.last = last
-        else:
-            if not sub.updated_last:
-                hlist_add_head(sub.deferred_item, subs.deferred_list)
-                count("deferred_ops")
-            sub.updated_start = start
-            sub.updated_last = last
-    else:
-        itree_remove(subs.itree, sub)
-        sub.start = start
-        sub.last = last
-        itree_insert(subs.itree, sub)
-    spin_unlock(subs.lock)
+            itree_insert(subs.itree, sub)
 
 
 @protocol
@@ -159,11 +154,10 @@ def mmu_interval_notifier_find(mm: Mm, ops: int, start: int, last: int) -> Inter
     """
     subs = mm.notifier_subscriptions
     count("lookups")
-    spin_lock(subs.lock)
-    sub = IntervalNotifier(itree_first(subs.itree, start, last, LOOKUP_STEPS))
-    while sub:
-        if sub.ops == ops:
-            break
-        sub = IntervalNotifier(itree_next(sub, start, last, LOOKUP_STEPS))
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        sub = IntervalNotifier(itree_first(subs.itree, start, last, LOOKUP_STEPS))
+        while sub:
+            if sub.ops == ops:
+                break
+            sub = IntervalNotifier(itree_next(sub, start, last, LOOKUP_STEPS))
     return sub

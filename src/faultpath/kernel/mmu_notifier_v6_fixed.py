@@ -10,7 +10,7 @@ from faultpath.kernel.errno import EAGAIN
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, mn_itree_is_invalidating, ops_owner
 from faultpath.kernel.mmu_notifier_v6 import LOOKUP_STEPS
 from faultpath.kernel.primitives.itree import itree_first, itree_last, itree_next, itree_prev
-from faultpath.kernel.primitives.locks import spin_lock, spin_unlock
+from faultpath.kernel.primitives.locks import spin_lock
 from faultpath.protocol.language import count, protocol, wait_event
 
 
@@ -45,16 +45,14 @@ def mmu_interval_notifier_find(mm: Mm, ops: int, owner: int, start: int, last: i
     """The first interval of an owner's that meets ``[start, last]``, or NULL; -EAGAIN: wait, and look again."""
     subs = mm.notifier_subscriptions
     count("lookups")
-    spin_lock(subs.lock)
-    if tree_is_behind(subs):
-        spin_unlock(subs.lock)
-        return -EAGAIN
-    sub = IntervalNotifier(itree_first(subs.itree, start, last, LOOKUP_STEPS))
-    while sub:
-        if is_of(sub, ops, owner):
-            break
-        sub = IntervalNotifier(itree_next(sub, start, last, LOOKUP_STEPS))
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        if tree_is_behind(subs):
+            return -EAGAIN
+        sub = IntervalNotifier(itree_first(subs.itree, start, last, LOOKUP_STEPS))
+        while sub:
+            if is_of(sub, ops, owner):
+                break
+            sub = IntervalNotifier(itree_next(sub, start, last, LOOKUP_STEPS))
     return sub
 
 
@@ -67,16 +65,14 @@ def mmu_interval_notifier_find_last(mm: Mm, ops: int, owner: int, last: int) -> 
     """
     subs = mm.notifier_subscriptions
     count("lookups")
-    spin_lock(subs.lock)
-    if tree_is_behind(subs):
-        spin_unlock(subs.lock)
-        return -EAGAIN
-    sub = IntervalNotifier(itree_last(subs.itree, last, LOOKUP_STEPS))
-    while sub:
-        if is_of(sub, ops, owner):
-            break
-        sub = IntervalNotifier(itree_prev(sub, LOOKUP_STEPS))
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        if tree_is_behind(subs):
+            return -EAGAIN
+        sub = IntervalNotifier(itree_last(subs.itree, last, LOOKUP_STEPS))
+        while sub:
+            if is_of(sub, ops, owner):
+                break
+            sub = IntervalNotifier(itree_prev(sub, LOOKUP_STEPS))
     return sub
 
 
@@ -87,8 +83,7 @@ def mmu_interval_notifier_synchronize(mm: Mm) -> None:
     As read_begin's, its wait ends with the epoch; no lock may be held that a callback takes.
     """
     subs = mm.notifier_subscriptions
-    spin_lock(subs.lock)
-    seq = subs.invalidate_seq
-    spin_unlock(subs.lock)
+    with spin_lock(subs.lock):
+        seq = subs.invalidate_seq
     if seq & 1:
         wait_event(subs.wq, subs.invalidate_seq != seq)

@@ -24,15 +24,6 @@ class Srcu(Embedded):
     role = "srcu"
 
 
-@primitive(role=True)
-def srcu_read_lock(w: Words, srcu: Srcu, role: int) -> int:
-    """srcu_read_lock(): enter a read-side section; the index to leave it with."""
-    idx = (w[srcu] + 1 & 2) >> 1
-    w[srcu + 1 + idx] += 1
-    count_lock(w, role, READ)
-    return idx
-
-
 @primitive
 def srcu_read_unlock(w: Words, srcu: Srcu, idx: int) -> int:
     """srcu_read_unlock()."""
@@ -42,6 +33,15 @@ def srcu_read_unlock(w: Words, srcu: Srcu, idx: int) -> int:
         raise Stop
     w[srcu + 1 + idx] -= 1
     return 0
+
+
+@primitive(role=True, undone_by=srcu_read_unlock)
+def srcu_read_lock(w: Words, srcu: Srcu, role: int) -> int:
+    """srcu_read_lock(): enter a read-side section; the index to leave it with."""
+    idx = (w[srcu] + 1 & 2) >> 1
+    w[srcu + 1 + idx] += 1
+    count_lock(w, role, READ)
+    return idx
 
 
 @primitive

@@ -18,7 +18,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_interval_read_retry,
 )
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, kvcalloc, kvfree, off_stack, on_stack
-from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_unlock, up_read
+from faultpath.kernel.primitives.locks import down_read, mutex_lock, mutex_unlock
 from faultpath.kernel.primitives.mtt import dma_unmap
 from faultpath.kernel.primitives.pagetable import (
     FRAME_SHIFT,
@@ -75,8 +75,7 @@ def ib_umem_odp_get(mm: Mm, start: int, size: int, ops: int) -> int:
     umem = kmalloc(Umem, GFP_KERNEL)
     if not umem:
         return -ENOMEM
-    ret = ib_init_umem_odp(umem, mm, start, size, ops)
-    if ret:
+    if ret := ib_init_umem_odp(umem, mm, start, size, ops):
         kfree(umem)
         return ret
     return umem
@@ -85,10 +84,9 @@ def ib_umem_odp_get(mm: Mm, start: int, size: int, ops: int) -> int:
 @protocol
 def ib_umem_odp_release(umem: Umem) -> None:
     """ib_umem_odp_release(): unmap, remove the interval, free."""
-    mutex_lock(umem.umem_mutex)
-    pt_clear(umem.pt, umem.start, umem.last + 1)
-    umem.npages = 0
-    mutex_unlock(umem.umem_mutex)
+    with mutex_lock(umem.umem_mutex):
+        pt_clear(umem.pt, umem.start, umem.last + 1)
+        umem.npages = 0
     mmu_interval_notifier_remove(umem)
     entries = (umem.last + 1 - umem.start) >> PAGE_SHIFT
     pt_free(umem.pt)
@@ -105,9 +103,8 @@ def ib_umem_odp_map_dma_and_lock(umem: Umem, addr: int, access: int) -> int:
         return -EINVAL
     while True:
         seq = mmu_interval_read_begin(umem)
-        down_read(mm.mmap_lock)
-        pfn = hmm_range_fault(mm, umem, seq, addr, access & ODP_WRITE_ALLOWED)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            pfn = hmm_range_fault(mm, umem, seq, addr, access & ODP_WRITE_ALLOWED)
         if pfn == -EBUSY and not timed_out():
             count("fault_retries")
             continue
@@ -145,9 +142,8 @@ def ib_umem_odp_map_present_and_lock(umem: Umem) -> int:
     pt_init(pfns.pt, umem.start, umem.last + 1)
     while True:
         seq = mmu_interval_read_begin(umem)
-        down_read(mm.mmap_lock)
-        ret = hmm_range_snapshot(mm, umem, seq, umem.start, umem.last + 1, pfns.pt)
-        up_read(mm.mmap_lock)
+        with down_read(mm.mmap_lock):
+            ret = hmm_range_snapshot(mm, umem, seq, umem.start, umem.last + 1, pfns.pt)
         if ret == -EBUSY and not timed_out():
             count("fault_retries")
             continue

@@ -1,9 +1,10 @@
 """Checks that a function stays inside the language, and turns it into the tree of :mod:`faultpath.protocol.ir`.
 
 Whatever is outside is refused with file, line and the mend. The language: integers, structure pointers and embedded
-fields; assignment, ``if``, ``while``, ``return``, ``break``, ``continue``; arithmetic, comparison, ``and``/``or``/
-``not``; calls to protocols, primitives, hooks and the words of :mod:`faultpath.protocol.language`. Primitives and their
-helpers have the world ``w`` as well, index it, call helpers, use ``for`` over ``range``, and may ``raise Stop``.
+fields; assignment, ``if``, ``while``, ``with``, ``return``, ``break``, ``continue``; arithmetic, comparison, ``and``/
+``or``/``not``, ``:=`` as the whole of a test; calls to protocols, primitives, hooks and the words of
+:mod:`faultpath.protocol.language`. Primitives and their helpers have the world ``w`` as well, index it, call helpers,
+use ``for`` over ``range``, and may ``raise Stop``.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class _Checker:
         self.node = node
         self.globals = source.fn.__globals__
         self.types: dict[str, type] = {}
+        self.taken: list[ir.Call] = []  # what gives up what the blocks around have taken, outermost first
+        self.loops: list[int] = []  # of the loops around: how many of those are outside
         self.out = ir.Function(source, [], [], self.filename)
 
     def refuse(self, node: ast.AST, what: str, mend: str) -> NoReturn:
@@ -123,25 +126,90 @@ class _Checker:
             case ast.AugAssign(target=target, op=op, value=value):
                 load = ast.copy_location(ast.BinOp(left=_as_load(target), op=op, right=value), node)
                 return [self.assign(target, load, line)]
+            case ast.If(test=ast.NamedExpr(target=target, value=value), body=body, orelse=orelse):
+                found = self.assign(target, value, line)
+                return [found, ir.If(ir.Local(target.id), self.block(body), self.block(orelse), line)]
+            case ast.While(test=ast.NamedExpr(target=target, value=value), body=body, orelse=[]):
+                found = self.assign(target, value, line)
+                leave = ir.If(ir.Unary("not", ir.Local(target.id)), [ir.Break(line)], [], line)
+                return [ir.While(ir.Const(1), [found, leave, *self.loop(body)], line)]
             case ast.If(test=test, body=body, orelse=orelse):
                 return [ir.If(self.condition(test), self.block(body), self.block(orelse), line)]
             case ast.While(test=test, body=body, orelse=[]):
-                return [ir.While(self.condition(test), self.block(body), line)]
+                return [ir.While(self.condition(test), self.loop(body), line)]
+            case ast.With(items=items, body=body) if not self.words:
+                return self.with_block(items, body, line)
             case ast.Return(value=value):
-                return [ir.Return(self.value(value) if value else ir.Const(0), line)]
+                return self.leave(self.value(value) if value else ir.Const(0), line)
             case ast.For(target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="range"), args=bounds), orelse=[]):
                 return self.for_range(name, bounds, node.body, line)
             case ast.Raise() if self.words:
                 return [ir.Stop(line)]
             case ast.Break():
-                return [ir.Break(line)]
+                return [*self.give_up(self.loops[-1], line), ir.Break(line)]
             case ast.Continue():
-                return [ir.Continue(line)]
+                return [*self.give_up(self.loops[-1], line), ir.Continue(line)]
         self.refuse(
             node,
             f"'{type(node).__name__.lower()}' is not in the language",
-            "use assignments, if, while, return, break, continue and calls",
+            "use assignments, if, while, with, return, break, continue and calls",
         )
+
+    def with_block(self, items: list[ast.withitem], body: list[ast.stmt], line: int) -> list[ir.Stmt]:
+        """``with mutex_lock(...):``: what is taken is given up on every way out; which lock it is is evaluated once."""
+        if not items:
+            return self.block(body)
+        call = items[0].context_expr
+        target = self.constant(call.func) if isinstance(call, ast.Call) else None
+        undo = target.undone_by if isinstance(target, Primitive) else None
+        if undo is None or items[0].optional_vars:
+            self.refuse(call, f"'{ast.unparse(items[0])}' takes nothing to give up again", "with mutex_lock(mutex):")
+        assert isinstance(call, ast.Call)
+        taking, _ = self.call(call)
+        assert isinstance(taking, ir.Call)
+        lock, *rest = taking.args
+        before: list[ir.Stmt] = []
+        if not isinstance(lock, ir.Address) or not isinstance(lock.base, ir.Local) or _assigns(body, lock.base.name):
+            name = self.temporary("lock")
+            before = [ir.Assign(name, lock, line)]
+            lock = ir.Local(name)
+            taking = ir.Call(taking.target, (lock, *rest))
+        if len(undo.parameters) == 1:
+            before.append(ir.Evaluate(taking, line))
+            undoing = ir.Call(undo, (lock,))
+        else:
+            name = self.temporary("idx")
+            before.append(ir.Assign(name, taking, line))
+            undoing = ir.Call(undo, (lock, ir.Local(name)))
+        self.out.calls.append(undo)
+        self.taken.append(undoing)
+        inside = self.with_block(items[1:], body, line)
+        self.taken.pop()
+        end = [ir.Evaluate(undoing, body[-1].end_lineno or line)] if _goes_on(inside) else []
+        return [*before, *inside, *end]
+
+    def leave(self, value: ir.Expr, line: int) -> list[ir.Stmt]:
+        """``return``: the value is known before anything is given up."""
+        if self.taken and not isinstance(value, ir.Const | ir.Local):
+            name = self.temporary("value")
+            return [ir.Assign(name, value, line), *self.leave(ir.Local(name), line)]
+        return [*self.give_up(0, line), ir.Return(value, line)]
+
+    def give_up(self, outside: int, line: int) -> list[ir.Stmt]:
+        """Give up what the blocks have taken that are left, innermost first; ``outside``: how many are not left."""
+        return [ir.Evaluate(undoing, line) for undoing in reversed(self.taken[outside:])]
+
+    def temporary(self, what: str) -> str:
+        """A local that no text can name."""
+        name = f"{what}.{len(self.types)}"
+        self.types[name] = int
+        return name
+
+    def loop(self, body: list[ast.stmt]) -> list[ir.Stmt]:
+        self.loops.append(len(self.taken))
+        stmts = self.block(body)
+        self.loops.pop()
+        return stmts
 
     def for_range(self, name: str, bounds: list[ast.expr], body: list[ast.stmt], line: int) -> list[ir.Stmt]:
         """``for name in range(...)``: the bound is evaluated once; the step is a positive constant."""
@@ -159,7 +227,7 @@ class _Checker:
             ir.Assign(bound, values[1] if len(values) > 1 else values[0], line),
             ir.While(
                 ir.Binary("<", ir.Local(name), ir.Local(bound)),
-                [*self.block(body), ir.Assign(name, ir.Binary("+", ir.Local(name), step), line)],
+                [*self.loop(body), ir.Assign(name, ir.Binary("+", ir.Local(name), step), line)],
                 line,
             ),
         ]
@@ -416,6 +484,22 @@ def _is_truth(node: ast.expr) -> bool:
     if isinstance(node, ast.BoolOp):
         return all(map(_is_truth, node.values))
     return isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+
+
+def _assigns(body: list[ast.stmt], name: str) -> bool:
+    """Whether a block assigns a local."""
+    nodes = (node for stmt in body for node in ast.walk(stmt) if isinstance(node, ast.Name))
+    return any(node.id == name and isinstance(node.ctx, ast.Store) for node in nodes)
+
+
+def _goes_on(stmts: list[ir.Stmt]) -> bool:
+    """Whether the end of a block may be reached."""
+    match stmts[-1:]:
+        case [ir.Return() | ir.Break() | ir.Continue()]:
+            return False
+        case [ir.If(then=then, otherwise=otherwise)]:
+            return _goes_on(then) or _goes_on(otherwise)
+    return True
 
 
 def _as_load(target: ast.expr) -> ast.expr:

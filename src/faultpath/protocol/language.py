@@ -70,9 +70,17 @@ class Protocol:
 class Primitive:
     """One atomic step, a function ``fn(w, *args)`` of words; ``blocks`` says that it may have to wait."""
 
-    def __init__(self, fn: Callable[..., Any], blocks: bool, has_role: bool, replaces: Primitive | None = None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        blocks: bool,
+        has_role: bool,
+        replaces: Primitive | None = None,
+        undone_by: Primitive | None = None,
+    ) -> None:
         self.fn = fn
         self.replaces = replaces
+        self.undone_by = undone_by
         self.blocks = blocks
         self.has_role = has_role
         self.__name__ = fn.__name__
@@ -96,10 +104,29 @@ class Primitive:
         if self.blocks and value:
             current.w[STATUS] = WOULD_BLOCK
             raise Stop
-        return self.returns(value or 0)
+        return Taken(value or 0, self.undone_by, args[0]) if self.undone_by else self.returns(value or 0)
 
     def __repr__(self) -> str:
         return f"<primitive {self.__name__}>"
+
+
+class Taken(int):
+    """What a primitive returns that another one undoes: ``with mutex_lock(mutex):`` calls that at the block's end."""
+
+    undone_by: Primitive
+    what: int
+
+    def __new__(cls, value: int, undone_by: Primitive, what: int) -> Taken:
+        self = super().__new__(cls, value)
+        self.undone_by, self.what = undone_by, what
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, stopped: type | None, *_: object) -> None:
+        if stopped is None:
+            self.undone_by(self.what, *[self][: len(self.undone_by.parameters) - 1])
 
 
 class Helper:
@@ -178,15 +205,24 @@ def protocol(fn: Any = None, *, replaces: Protocol | None = None) -> Any:
     return Protocol(fn)
 
 
-def primitive(fn: Any = None, *, blocks: bool = False, role: bool = False, replaces: Primitive | None = None) -> Any:
+def primitive(
+    fn: Any = None,
+    *,
+    blocks: bool = False,
+    role: bool = False,
+    replaces: Primitive | None = None,
+    undone_by: Primitive | None = None,
+) -> Any:
     """Mark a function ``fn(w, ...)`` as one atomic step.
 
     :param blocks: it returns 1, having changed nothing, when the caller must wait
     :param role: it takes a last argument ``role``: the lock's role (low eight bits) and class, from its first argument
     :param replaces: the primitive whose place it takes in programs linked with it
+    :param undone_by: what gives up what it takes, called with its first argument, and with its result if that takes
+        two: ``with`` calls both
     """
     if fn is None:
-        return lambda f: Primitive(f, blocks, role, replaces)
+        return lambda f: Primitive(f, blocks, role, replaces, undone_by)
     return Primitive(fn, blocks, role)
 
 

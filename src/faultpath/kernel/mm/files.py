@@ -6,7 +6,7 @@ from faultpath.kernel.mm.fault import ANON, File
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start, zap_range
 from faultpath.kernel.mm.vma import Vma, adjusted_end, adjusted_start, linear_page_index, next_vma, vma_address
 from faultpath.kernel.mmu_notifier import ULONG_MAX, Mm
-from faultpath.kernel.primitives.locks import down_read, up_read
+from faultpath.kernel.primitives.locks import down_read
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_clear
 from faultpath.kernel.primitives.pmd import pt_rewrite
 from faultpath.protocol.language import NULL, protocol
@@ -50,19 +50,18 @@ def unmap_mapping_range(mm: Mm, file: int, first: int, end: int, even_cows: int)
 
     :param even_cows: the process's own copies of them, too
     """
-    down_read(mm.i_mmap)
-    vma = next_mapping(mm, file, 0, -1, 0)
-    while vma:
-        low = max(first, vma.pgoff)
-        high = min(end, linear_page_index(vma, vma.last + 1))
-        if low < high:
-            at = vma_address(vma, low)
-            upto = at + ((high - low) << PAGE_SHIFT)
-            range = raise_start(mm, adjusted_start(vma, at, upto), adjusted_end(vma, at, upto), CLEAR, RAISES_CALLS)
-            zap_mapping(mm, at, upto, even_cows)
-            raise_end(range)
-        vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
-    up_read(mm.i_mmap)
+    with down_read(mm.i_mmap):
+        vma = next_mapping(mm, file, 0, -1, 0)
+        while vma:
+            low = max(first, vma.pgoff)
+            high = min(end, linear_page_index(vma, vma.last + 1))
+            if low < high:
+                at = vma_address(vma, low)
+                upto = at + ((high - low) << PAGE_SHIFT)
+                range = raise_start(mm, adjusted_start(vma, at, upto), adjusted_end(vma, at, upto), CLEAR, RAISES_CALLS)
+                zap_mapping(mm, at, upto, even_cows)
+                raise_end(range)
+            vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
 
 
 @protocol
@@ -71,9 +70,8 @@ def mm_truncate(mm: Mm, start: int, size: int) -> None:
 
     It takes no mmap_lock, so it does not look at VMAs: in the kernel they are found in the file's i_mmap.
     """
-    down_read(mm.i_mmap)
-    zap_range(mm, start, start + size, CLEAR)
-    up_read(mm.i_mmap)
+    with down_read(mm.i_mmap):
+        zap_range(mm, start, start + size, CLEAR)
 
 
 @protocol

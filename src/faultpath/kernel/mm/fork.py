@@ -15,7 +15,6 @@ from faultpath.kernel.primitives.locks import (
     refcount_inc,
     refcount_inc_not_zero,
     refcount_set,
-    up_write,
 )
 from faultpath.kernel.primitives.pagetable import PAGE_SIZE, pt_fork, pt_get, pt_init, pt_next, pt_set
 from faultpath.protocol.language import protocol
@@ -82,23 +81,22 @@ def mm_fork(mm: Mm) -> int:
 
     :returns: the child's number, for mm_child_ends()
     """
-    down_write(mm.mmap_lock)
-    if not mm.children:
-        all_children_are_gone(mm)
-    child = min(mm.forks + 1, MAX_FORKS)
-    vma = next_vma(mm, 0)
-    while vma:
-        if vma.flags & MAP_PRIVATE and vma.anon_vma:
-            if not vma.flags & (DONTCOPY | WIPEONFORK):
-                range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
-                copy_page_range(mm, vma, child)
-                raise_end(range)
-            else:
-                keep_range_from_child(mm, vma.start, vma.last + 1, child)
-        vma = next_vma(mm, vma.last + 1)
-    mm.forks = child
-    mm.children = mm.children | 1 << child
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        if not mm.children:
+            all_children_are_gone(mm)
+        child = min(mm.forks + 1, MAX_FORKS)
+        vma = next_vma(mm, 0)
+        while vma:
+            if vma.flags & MAP_PRIVATE and vma.anon_vma:
+                if not vma.flags & (DONTCOPY | WIPEONFORK):
+                    range = raise_start(mm, vma.start, vma.last + 1, PROTECTION_PAGE, RAISES_CALLS)
+                    copy_page_range(mm, vma, child)
+                    raise_end(range)
+                else:
+                    keep_range_from_child(mm, vma.start, vma.last + 1, child)
+            vma = next_vma(mm, vma.last + 1)
+        mm.forks = child
+        mm.children = mm.children | 1 << child
     return child
 
 

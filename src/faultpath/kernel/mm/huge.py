@@ -44,7 +44,7 @@ from faultpath.kernel.mm.vma import (
     vma_at,
 )
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
+from faultpath.kernel.primitives.locks import down_read, down_write, up_read
 from faultpath.kernel.primitives.pagetable import (
     DEVICE_BITS,
     FRAME_SHIFT,
@@ -82,16 +82,15 @@ FOLIO_PAGES = 512
 @protocol
 def mm_collapse(mm: Mm, start: int, size: int) -> None:
     """collapse_huge_page(), by khugepaged or MADV_COLLAPSE: all is copied, under mmap_lock for writing (CLEAR)."""
-    down_write(mm.mmap_lock)
-    end = start + size
-    range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
-    page = pt_next(mm.pt, start, end)
-    while page < end:
-        kept = pt_get(mm.pt, page) & ~(DEVICE_BITS & -(1 << FRAME_SHIFT))
-        pt_set(mm.pt, page, kept | new_frame(page))
-        page = pt_next(mm.pt, page + PAGE_SIZE, end)
-    raise_end(range)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        end = start + size
+        range = raise_start(mm, start, end, CLEAR, RAISES_CALLS)
+        page = pt_next(mm.pt, start, end)
+        while page < end:
+            kept = pt_get(mm.pt, page) & ~(DEVICE_BITS & -(1 << FRAME_SHIFT))
+            pt_set(mm.pt, page, kept | new_frame(page))
+            page = pt_next(mm.pt, page + PAGE_SIZE, end)
+        raise_end(range)
 
 
 @protocol
@@ -353,18 +352,17 @@ def madvise_pageout(mm: Mm, vma: Vma, start: int, end: int) -> None:
 @protocol
 def collapse_huge_page(mm: Mm, block: int) -> None:
     """collapse_huge_page(), Linux 6.18, of the caller's own 2 MiB, mmap_lock not held: all is copied (CLEAR)."""
-    down_write(mm.mmap_lock)
-    vma = vma_at(mm, block)
-    range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
-    page = block
-    while page < block + PMD_SIZE:
-        pte = pt_get(mm.pt, page)
-        if pte & LARGE == ANON:
-            pt_set(mm.pt, page, LARGE if is_all_zeroes(mm, page, pte) else LARGE | DATA)
-        page += PAGE_SIZE
-    pt_set_huge(mm.pt, block, new_huge_page(mm, vma, block), DATA)
-    raise_end(range)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        vma = vma_at(mm, block)
+        range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
+        page = block
+        while page < block + PMD_SIZE:
+            pte = pt_get(mm.pt, page)
+            if pte & LARGE == ANON:
+                pt_set(mm.pt, page, LARGE if is_all_zeroes(mm, page, pte) else LARGE | DATA)
+            page += PAGE_SIZE
+        pt_set_huge(mm.pt, block, new_huge_page(mm, vma, block), DATA)
+        raise_end(range)
 
 
 @protocol

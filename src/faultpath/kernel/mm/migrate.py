@@ -5,7 +5,7 @@ from __future__ import annotations
 from faultpath.kernel.mm.raising import CLEAR, PROTECTION_VMA, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.vma import next_vma
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.locks import down_read, up_read
+from faultpath.kernel.primitives.locks import down_read
 from faultpath.kernel.primitives.pagetable import (
     DEVICE_BITS,
     FRAME_SHIFT,
@@ -41,10 +41,9 @@ def mm_numa_hinting(mm: Mm, start: int, size: int) -> None:
 
     The entries keep their pages, and whoever meets one faults once and finds it: that is not modelled.
     """
-    down_read(mm.mmap_lock)
-    vma = next_vma(mm, start)
-    while vma and vma.start < start + size:
-        first = max(vma.start, start)
-        raise_end(raise_start(mm, first, min(vma.last + 1, start + size), PROTECTION_VMA, RAISES_CALLS))
-        vma = next_vma(mm, vma.last + 1)
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        vma = next_vma(mm, start)
+        while vma and vma.start < start + size:
+            first = max(vma.start, start)
+            raise_end(raise_start(mm, first, min(vma.last + 1, start + size), PROTECTION_VMA, RAISES_CALLS))
+            vma = next_vma(mm, vma.last + 1)

@@ -154,11 +154,10 @@ def mm_mmap(mm: Mm, start: int, size: int, prot: int, flags: int, file: int, pgo
     if misplaced(start, flags):
         return -EINVAL
     size = whole_size(size, flags)
-    down_write(mm.mmap_lock)
-    ret = do_vmi_munmap(mm, start, start + size, 0)
-    if not ret:
-        map_vma(mm, start, start + size, prot, flags, file, pgoff)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        ret = do_vmi_munmap(mm, start, start + size, 0)
+        if not ret:
+            map_vma(mm, start, start + size, prot, flags, file, pgoff)
     return ret
 
 
@@ -199,15 +198,13 @@ def exit_mmap(mm: Mm) -> None:
     range.blockable = 1
     mmu_notifier_release(mm, range)
     off_stack(range)
-    down_read(mm.mmap_lock)
-    range = new_range(mm, 0, ULONG_MAX, UNMAP)
-    mmu_notifier_invalidate_range_start(range)
-    pt_clear(mm.pt, 0, ULONG_MAX)
-    mmu_notifier_invalidate_range_end(range)
-    off_stack(range)
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        range = new_range(mm, 0, ULONG_MAX, UNMAP)
+        mmu_notifier_invalidate_range_start(range)
+        pt_clear(mm.pt, 0, ULONG_MAX)
+        mmu_notifier_invalidate_range_end(range)
+        off_stack(range)
     mm.oom_skip = 1
-    down_write(mm.mmap_lock)
-    pt_free(mm.pt)
-    cut_vmas(mm, 0, ULONG_MAX)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        pt_free(mm.pt)
+        cut_vmas(mm, 0, ULONG_MAX)

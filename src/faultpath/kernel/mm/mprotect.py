@@ -19,7 +19,7 @@ from faultpath.kernel.mm.vma import (
     vma_modify,
 )
 from faultpath.kernel.mmu_notifier import Mm
-from faultpath.kernel.primitives.locks import down_write, up_write
+from faultpath.kernel.primitives.locks import down_write
 from faultpath.kernel.primitives.pagetable import WRITE, pt_add_bits, pt_has_table, pt_write_protect
 from faultpath.protocol.language import protocol
 
@@ -91,15 +91,14 @@ def mm_mprotect(mm: Mm, start: int, size: int, prot: int) -> int:
     prot = prot & (PROT_READ | PROT_WRITE | PROT_EXEC)
     upto = start
     end = start + size
-    down_write(mm.mmap_lock)
-    ret = 0
-    vma = vma_at(mm, start)
-    while vma and upto < end and not ret:
-        upto = mprotect_fixup(mm, vma, upto, min(vma.last + 1, end), prot)
-        if upto < 0:
-            ret = upto
-        vma = vma_at(mm, upto)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        ret = 0
+        vma = vma_at(mm, start)
+        while vma and upto < end and not ret:
+            upto = mprotect_fixup(mm, vma, upto, min(vma.last + 1, end), prot)
+            if upto < 0:
+                ret = upto
+            vma = vma_at(mm, upto)
     if upto < end and not ret:
         return -ENOMEM
     return ret

@@ -34,7 +34,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_invalidate_range_start,
 )
 from faultpath.kernel.primitives.heap import off_stack
-from faultpath.kernel.primitives.locks import down_read, down_write, up_read, up_write
+from faultpath.kernel.primitives.locks import down_read, down_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, new_frame, pt_get, pt_set
 from faultpath.protocol.language import count, protocol
 from faultpath.trace.ops import PF_PROT, PF_WRITE
@@ -79,9 +79,8 @@ def find_out(mm: Mm, start: int, end: int, prot: int, flags: int) -> None:
 @protocol
 def recorded_vma(mm: Mm, start: int, size: int, prot: int, flags: int) -> None:
     """A mapping found (execve made it, or it was there when recording began)."""
-    down_write(mm.mmap_lock)
-    find_out(mm, start, start + size, prot, flags)
-    up_write(mm.mmap_lock)
+    with down_write(mm.mmap_lock):
+        find_out(mm, start, start + size, prot, flags)
 
 
 @protocol
@@ -189,13 +188,12 @@ def recorded_fault(mm: Mm, addr: int, error_code: int) -> None:
     write = error_code & PF_WRITE
     if page < MMAP_MIN_ADDR:
         return  # SIGSEGV: a JVM does this on purpose when it starts
-    down_read(mm.mmap_lock)
-    vma = infer_vma(mm, page, write)
-    if (write and vma.prot & PROT_WRITE) or (not write and vma.prot):
-        if write and error_code & PF_PROT and not pt_get(mm.pt, page):
-            entry = new_frame(page) | VALID
-            if mm.forks and not vma.file:
-                entry = entry | ANON  # the kernel wrote to it before a fork; without one it is the zero page
-            pt_set(mm.pt, page, entry)
-        handle_mm_fault(mm, vma, page, write, RAISES_CALLS)
-    up_read(mm.mmap_lock)
+    with down_read(mm.mmap_lock):
+        vma = infer_vma(mm, page, write)
+        if (write and vma.prot & PROT_WRITE) or (not write and vma.prot):
+            if write and error_code & PF_PROT and not pt_get(mm.pt, page):
+                entry = new_frame(page) | VALID
+                if mm.forks and not vma.file:
+                    entry = entry | ANON  # the kernel wrote to it before a fork; without one it is the zero page
+                pt_set(mm.pt, page, entry)
+            handle_mm_fault(mm, vma, page, write, RAISES_CALLS)

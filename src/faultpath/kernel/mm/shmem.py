@@ -138,21 +138,20 @@ def unmap_folio(mm: Mm, file: int, index: int, pages: int) -> None:
 
     The first is told even if none is. A huge PMD goes whole (TTU_SPLIT_HUGE_PMD).
     """
-    down_read(mm.i_mmap)
-    vma = next_mapping(mm, file, 0, -1, 0)
-    while vma:
-        low = max(index, vma.pgoff)
-        high = min(index + pages, linear_page_index(vma, vma.last + 1))
-        if low < high:
-            at = vma_address(vma, low)
-            upto = at + ((high - low) << PAGE_SHIFT)
-            range = raise_start(mm, at, upto, CLEAR, RAISES_CALLS)
-            zap_file_ptes(mm, at, upto)
-            raise_end(range)
-            if not mapped_pages(mm, file, index, pages):
-                break
-        vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
-    up_read(mm.i_mmap)
+    with down_read(mm.i_mmap):
+        vma = next_mapping(mm, file, 0, -1, 0)
+        while vma:
+            low = max(index, vma.pgoff)
+            high = min(index + pages, linear_page_index(vma, vma.last + 1))
+            if low < high:
+                at = vma_address(vma, low)
+                upto = at + ((high - low) << PAGE_SHIFT)
+                range = raise_start(mm, at, upto, CLEAR, RAISES_CALLS)
+                zap_file_ptes(mm, at, upto)
+                raise_end(range)
+                if not mapped_pages(mm, file, index, pages):
+                    break
+            vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
 
 
 # --- faults
@@ -398,16 +397,15 @@ def retract_page_tables(mm: Mm, file: int, index: int) -> None:
 
     Not those of what is or was written to privately.
     """
-    down_read(mm.i_mmap)
-    vma = next_mapping(mm, file, 0, -1, 0)
-    while vma:
-        block = vma_address(vma, index)
-        if not vma.anon_vma and block & (PMD_SIZE - 1) == 0 and maps_huge(vma, block) and pt_has_leaf(mm.pt, block):
-            range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
-            pt_reclaim(mm.pt, block, block + PMD_SIZE)
-            raise_end(range)
-        vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
-    up_read(mm.i_mmap)
+    with down_read(mm.i_mmap):
+        vma = next_mapping(mm, file, 0, -1, 0)
+        while vma:
+            block = vma_address(vma, index)
+            if not vma.anon_vma and block & (PMD_SIZE - 1) == 0 and maps_huge(vma, block) and pt_has_leaf(mm.pt, block):
+                range = raise_start(mm, block, block + PMD_SIZE, CLEAR, RAISES_CALLS)
+                pt_reclaim(mm.pt, block, block + PMD_SIZE)
+                raise_end(range)
+            vma = next_mapping(mm, file, 0, vma.pgoff, vma.linked)
 
 
 @protocol

@@ -105,14 +105,20 @@ def write_to_read(w: Words, lock: int) -> int:
     return set_lock(w, lock, 1)
 
 
-@primitive(blocks=True, role=True)
+@primitive
+def mutex_unlock(w: Words, lock: Mutex) -> int:
+    """Give the mutex up."""
+    return release(w, lock, SLEEPS)
+
+
+@primitive(blocks=True, role=True, undone_by=mutex_unlock)
 def mutex_lock(w: Words, lock: Mutex, role: int) -> int:
     """Sleep until the mutex is free, and take it."""
     lock_wanted(w, lock, role, SLEEPS)
     return acquire(w, lock, role, SLEEPS)
 
 
-@primitive(blocks=True, role=True)
+@primitive(blocks=True, role=True, undone_by=mutex_unlock)
 def mutex_lock_nested(w: Words, lock: Mutex, role: int) -> int:
     """mutex_lock_nested(): the caller vouches for the order; lockdep learns nothing from it."""
     might_sleep(w)
@@ -127,12 +133,6 @@ def mutex_trylock(w: Words, lock: Mutex, role: int) -> int:
     return 1 - acquire(w, lock, role, SLEEPS)
 
 
-@primitive
-def mutex_unlock(w: Words, lock: Mutex) -> int:
-    """Give the mutex up."""
-    return release(w, lock, SLEEPS)
-
-
 @helper(raw=True)
 def is_mine(w: Words, lock: int) -> int:
     """Whether the running thread holds an exclusive lock: nothing that others do can change that."""
@@ -145,17 +145,17 @@ def mutex_is_mine(w: Words, lock: Mutex) -> int:
     return is_mine(w, lock)
 
 
-@primitive(blocks=True, role=True)
-def spin_lock(w: Words, lock: SpinLock, role: int) -> int:
-    """Take a spinlock."""
-    lock_wanted(w, lock, role, SPINS)
-    return acquire(w, lock, role, SPINS)
-
-
 @primitive
 def spin_unlock(w: Words, lock: SpinLock) -> int:
     """Give a spinlock up."""
     return release(w, lock, SPINS)
+
+
+@primitive(blocks=True, role=True, undone_by=spin_unlock)
+def spin_lock(w: Words, lock: SpinLock, role: int) -> int:
+    """Take a spinlock."""
+    lock_wanted(w, lock, role, SPINS)
+    return acquire(w, lock, role, SPINS)
 
 
 @primitive
@@ -170,24 +170,17 @@ def rwsem_is_write_locked(w: Words, lock: RwSem) -> int:
     return 1 if w[lock] < 0 else 0
 
 
-@primitive(blocks=True, role=True)
-def down_read(w: Words, lock: RwSem, role: int) -> int:
-    """Take the semaphore for reading. Fairness to waiting writers is the scheduler's business."""
-    lock_wanted(w, lock, role, SLEEPS)
-    return acquire_read(w, lock, role, SLEEPS)
-
-
 @primitive
 def up_read(w: Words, lock: RwSem) -> int:
     """Give a read lock up."""
     return release_read(w, lock, SLEEPS)
 
 
-@primitive(blocks=True, role=True)
-def down_write(w: Words, lock: RwSem, role: int) -> int:
-    """Take the semaphore for writing."""
+@primitive(blocks=True, role=True, undone_by=up_read)
+def down_read(w: Words, lock: RwSem, role: int) -> int:
+    """Take the semaphore for reading. Fairness to waiting writers is the scheduler's business."""
     lock_wanted(w, lock, role, SLEEPS)
-    return acquire_write(w, lock, role, SLEEPS)
+    return acquire_read(w, lock, role, SLEEPS)
 
 
 @primitive
@@ -196,11 +189,11 @@ def up_write(w: Words, lock: RwSem) -> int:
     return release_write(w, lock, SLEEPS)
 
 
-@primitive(blocks=True, role=True)
-def read_lock(w: Words, lock: RwLock, role: int) -> int:
-    """Take an rwlock for reading. Fairness to waiting writers is the scheduler's business."""
-    lock_wanted(w, lock, role, SPINS)
-    return acquire_read(w, lock, role, SPINS)
+@primitive(blocks=True, role=True, undone_by=up_write)
+def down_write(w: Words, lock: RwSem, role: int) -> int:
+    """Take the semaphore for writing."""
+    lock_wanted(w, lock, role, SLEEPS)
+    return acquire_write(w, lock, role, SLEEPS)
 
 
 @primitive
@@ -209,17 +202,24 @@ def read_unlock(w: Words, lock: RwLock) -> int:
     return release_read(w, lock, SPINS)
 
 
-@primitive(blocks=True, role=True)
-def write_lock(w: Words, lock: RwLock, role: int) -> int:
-    """Take an rwlock for writing."""
+@primitive(blocks=True, role=True, undone_by=read_unlock)
+def read_lock(w: Words, lock: RwLock, role: int) -> int:
+    """Take an rwlock for reading. Fairness to waiting writers is the scheduler's business."""
     lock_wanted(w, lock, role, SPINS)
-    return acquire_write(w, lock, role, SPINS)
+    return acquire_read(w, lock, role, SPINS)
 
 
 @primitive
 def write_unlock(w: Words, lock: RwLock) -> int:
     """Give a write lock up."""
     return release_write(w, lock, SPINS)
+
+
+@primitive(blocks=True, role=True, undone_by=write_unlock)
+def write_lock(w: Words, lock: RwLock, role: int) -> int:
+    """Take an rwlock for writing."""
+    lock_wanted(w, lock, role, SPINS)
+    return acquire_write(w, lock, role, SPINS)
 
 
 @helper
