@@ -29,7 +29,7 @@ class Gpu(Device):
     """The driver's structure for one open file."""
 
     lock: Mutex  # one fault at a time
-    svm: Svm
+    svm: Member[Svm]
 
 
 @protocol
@@ -57,12 +57,11 @@ def gpu_bind(svm: Svm, addr: int) -> int:
         return -EAGAIN
     if err := drm_gpusvm_range_get_pages(svm, r):
         return err
-    err = -EAGAIN
     with down_read(svm.notifier_lock):
-        if drm_gpusvm_range_pages_valid(r):
-            pt_copy(svm.pt, svm.dma_addr, r.start, r.last + 1)
-            err = 0
-    return err
+        if not drm_gpusvm_range_pages_valid(r):
+            return -EAGAIN
+        pt_copy(svm.pt, svm.dma_addr, r.start, r.last + 1)
+    return 0
 
 
 @protocol
@@ -86,10 +85,9 @@ def gpu_open(mm: Mm) -> Gpu:
     if not gpu:
         return NULL
     gpu.mm = mm
-    svm = embedded(Svm)
+    svm = gpu.svm
     pt_init(svm.pt, 0, mm.task_size)
     drm_gpusvm_init(svm, mm, 16 << 10, gpusvm_ops, 8 << 10)
-    gpu.svm = svm
     return gpu
 
 
@@ -99,7 +97,6 @@ def gpu_close(gpu: Gpu) -> None:
     pt_clear(svm.pt, 0, gpu.mm.task_size)
     drm_gpusvm_fini(svm)
     pt_free(svm.pt)
-    off_stack(svm)
     kfree(gpu)
 
 

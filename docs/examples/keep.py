@@ -15,13 +15,9 @@ class Mirror(Struct):
     users: RefCount
     wait: WaitQueue
     released: Completion
-    notifier: IntervalNotifier
+    notifier: Member[IntervalNotifier]
     mutex: Mutex
     pt: PageTable
-
-
-class MirrorNotifier(IntervalNotifier):
-    mirror: Mirror
 
 
 class Keeper(Device):
@@ -35,7 +31,7 @@ class Keeper(Device):
 
 @protocol
 def mirror_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
-    mirror = MirrorNotifier(mni).mirror
+    mirror = container_of(Mirror, "notifier", mni)
     if range.blockable:
         mutex_lock(mirror.mutex)
     elif not mutex_trylock(mirror.mutex):
@@ -60,10 +56,7 @@ def keeper_open(mm: Mm, keep: int) -> Keeper:
         return NULL
     refcount_set(mirror.users, 1)
     pt_init(mirror.pt, 0, mm.task_size)
-    mni = embedded(MirrorNotifier)
-    mni.mirror = mirror
-    mirror.notifier = mni
-    mmu_interval_notifier_insert(mni, mm, 0, mm.task_size, mirror_ops)
+    mmu_interval_notifier_insert(mirror.notifier, mm, 0, mm.task_size, mirror_ops)
     dev.mirror = mirror
     return dev
 
@@ -101,10 +94,9 @@ def keeper_map(dev: Keeper, addr: int, write: int) -> int:
     if keep == SRCU:
         with srcu_read_lock(dev.srcu):
             mirror = dev.mirror
-            ret = -EFAULT
-            if mirror:
-                ret = mirror_map(dev.mm, mirror, addr, write)
-        return ret
+            if not mirror:
+                return -EFAULT
+            return mirror_map(dev.mm, mirror, addr, write)
     with spin_lock(dev.lock):
         mirror = dev.mirror
         if mirror and keep:
@@ -147,7 +139,6 @@ def keeper_close(dev: Keeper) -> None:
             wait_event(mirror.wait, refcount_read(mirror.users) == 0)
     mmu_interval_notifier_remove(mirror.notifier)
     pt_free(mirror.pt)
-    off_stack(MirrorNotifier(mirror.notifier))
     kfree(mirror)
 
 

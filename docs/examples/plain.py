@@ -6,22 +6,16 @@ from faultpath.driver import *
 class Gpu(Device):
     """The driver's structure for one open file."""
 
-    notifier: Notifier
+    notifier: Member[Notifier]
     lock: SpinLock
     invalidate_seq: int
     in_progress: int
     pt: PageTable  # the device's page table
 
 
-class GpuNotifier(Notifier):
-    """struct mmu_notifier, embedded in C and an object of its own here."""
-
-    gpu: Gpu
-
-
 @protocol
 def gpu_range_start(mn: Notifier, range: Range) -> int:
-    gpu = GpuNotifier(mn).gpu
+    gpu = container_of(Gpu, "notifier", mn)
     with spin_lock(gpu.lock):
         gpu.in_progress += 1
         device_zap(gpu.pt, range.start, range.end)
@@ -30,7 +24,7 @@ def gpu_range_start(mn: Notifier, range: Range) -> int:
 
 @protocol
 def gpu_range_end(mn: Notifier, range: Range) -> int:
-    gpu = GpuNotifier(mn).gpu
+    gpu = container_of(Gpu, "notifier", mn)
     with spin_lock(gpu.lock):
         gpu.invalidate_seq += 1
         gpu.in_progress -= 1
@@ -39,7 +33,7 @@ def gpu_range_end(mn: Notifier, range: Range) -> int:
 
 @protocol
 def gpu_release(mn: Notifier, mm: Mm) -> int:
-    gpu = GpuNotifier(mn).gpu
+    gpu = container_of(Gpu, "notifier", mn)
     with spin_lock(gpu.lock):
         device_zap(gpu.pt, 0, mm.task_size)
     return 0
@@ -57,11 +51,8 @@ def gpu_open(mm: Mm) -> Gpu:
         return NULL
     gpu.mm = mm
     pt_init(gpu.pt, 0, mm.task_size)
-    mn = embedded(GpuNotifier)
-    mn.gpu = gpu
-    mn.ops = gpu_mn_ops
-    gpu.notifier = mn
-    mmu_notifier_register(mn, mm)
+    gpu.notifier.ops = gpu_mn_ops
+    mmu_notifier_register(gpu.notifier, mm)
     return gpu
 
 
@@ -100,7 +91,6 @@ def gpu_walk(gpu: Gpu, addr: int) -> int:
 def gpu_close(gpu: Gpu) -> None:
     mmu_notifier_unregister(gpu.notifier, gpu.mm)
     pt_free(gpu.pt)
-    off_stack(GpuNotifier(gpu.notifier))
     kfree(gpu)
 
 

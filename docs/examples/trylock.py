@@ -9,7 +9,7 @@ from faultpath.driver import *
 @protocol
 def sleeping_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """full-va's callback tries the lock where range.blockable is 0 (the OOM reaper). This one sleeps."""
-    dmirror = full_va.DmirrorNotifier(mni).dmirror
+    dmirror = container_of(full_va.Dmirror, "notifier", mni)
     with mutex_lock(dmirror.mutex):
         mmu_interval_set_seq(mni, cur_seq)
         device_zap(dmirror.pt, range.start, range.end)

@@ -8,17 +8,13 @@ from faultpath.driver import *
 
 
 class Gpu2(plain.Gpu):
-    second: Notifier
+    second: Member[Notifier]
     events: Atomic
-
-
-class EventNotifier(Notifier):
-    gpu: Gpu2
 
 
 @protocol
 def event_range_start(mn: Notifier, range: Range) -> int:
-    atomic_inc(EventNotifier(mn).gpu.events)
+    atomic_inc(container_of(Gpu2, "second", mn).events)
     return 0
 
 
@@ -32,23 +28,16 @@ def gpu2_open(mm: Mm) -> Gpu2:
         return NULL
     gpu.mm = mm
     pt_init(gpu.pt, 0, mm.task_size)
-    mn = embedded(plain.GpuNotifier)
-    mn.gpu = gpu
-    mn.ops = plain.gpu_mn_ops
-    gpu.notifier = mn
-    event = embedded(EventNotifier)
-    event.gpu = gpu
-    event.ops = event_mn_ops
-    gpu.second = event
-    mmu_notifier_register(mn, mm)
-    mmu_notifier_register(event, mm)
+    gpu.notifier.ops = plain.gpu_mn_ops
+    gpu.second.ops = event_mn_ops
+    mmu_notifier_register(gpu.notifier, mm)
+    mmu_notifier_register(gpu.second, mm)
     return gpu
 
 
 @protocol
 def gpu2_close(gpu: Gpu2) -> None:
     mmu_notifier_unregister(gpu.second, gpu.mm)
-    off_stack(EventNotifier(gpu.second))
     plain.gpu_close(gpu)
 
 

@@ -23,7 +23,7 @@ def gpu_work(gpu: WorkGpu) -> None:
 
 @protocol
 def work_range_end(mn: Notifier, range: Range) -> int:
-    gpu = WorkGpu(plain.GpuNotifier(mn).gpu)
+    gpu = container_of(WorkGpu, "notifier", mn)
     plain.gpu_range_end(mn, range)
     queue_work(gpu.work, gpu_work, gpu)
     return 0
@@ -45,11 +45,8 @@ def work_open(mm: Mm, flush: int) -> WorkGpu:
     gpu.mm = mm
     gpu.flush = flush
     pt_init(gpu.pt, 0, mm.task_size)
-    mn = embedded(plain.GpuNotifier)
-    mn.gpu = gpu
-    mn.ops = work_mn_ops
-    gpu.notifier = mn
-    mmu_notifier_register(mn, mm)
+    gpu.notifier.ops = work_mn_ops
+    mmu_notifier_register(gpu.notifier, mm)
     return gpu
 
 
@@ -59,7 +56,6 @@ def work_close(gpu: WorkGpu) -> None:
     if gpu.flush:
         flush_work(gpu.work)
     pt_free(gpu.pt)
-    off_stack(plain.GpuNotifier(gpu.notifier))
     kfree(gpu)
 
 

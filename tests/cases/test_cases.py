@@ -54,16 +54,16 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
     },
     "interval-remove": {
         BUGGY: (
-            88,
+            81,
             [
-                ("close", "mmu_interval_notifier_remove", "hlist_add_head(mirror_notifier.deferred_item"),
+                ("close", "mmu_interval_notifier_remove", "hlist_add_head(mirror.notifier.deferred_item"),
                 ("kswapd", "mn_itree_inv_end", "invalidate_seq = 4"),
                 ("close", "look_without_the_lock", "invalidate_seq -> 4"),
-                ("close", "mirror_close", "off_stack(mirror_notifier)"),
-                ("kswapd", "mn_itree_inv_end", "hlist_next(mirror_notifier.deferred_item)"),
+                ("close", "mirror_close", "kfree(mirror)"),
+                ("kswapd", "mn_itree_inv_end", "hlist_next(mirror.notifier.deferred_item)"),
             ],
         ),
-        FINAL_FIX: (102, []),
+        FINAL_FIX: (93, []),
     },
     "hmm-struct": {
         BUGGY: (
@@ -129,7 +129,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
             137,
             [
                 ("write", "notify_range_start", "hlist_first(subscriptions.list) -> NULL"),
-                ("create", "__mmu_notifier_register", "hlist_add_head(kvm_notifier.hlist"),
+                ("create", "__mmu_notifier_register", "hlist_add_head(kvm_file.mmu_notifier.hlist"),
                 ("create", "create_and_fault", "pt_set(kvm_file.pt, 0x10000"),
             ],
         ),
@@ -151,7 +151,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Story]]] = {
                 ("close", "cache_ent_find_and_store", "mutex_lock(mdev.rb_lock)"),
             ],
         ),
-        FINAL_FIX: (136, []),
+        FINAL_FIX: (127, []),
     },
     "mlx5-implicit-child": {
         BUGGY: (

@@ -9,7 +9,7 @@ import pytest
 from engine.verdicts import broken, verdict
 from faultpath.design import PARALLEL_FAULTS
 from faultpath.designs import nouveau_upstream, nouveau_v6_fixed
-from faultpath.designs.nouveau_upstream import SvmmNotifier
+from faultpath.designs.nouveau_upstream import UpstreamSvmm
 from faultpath.kernel import mmu_notifier
 from faultpath.kernel.mmu_notifier import (
     ULONG_MAX,
@@ -22,8 +22,8 @@ from faultpath.kernel.mmu_notifier import (
     ops_free_notifier,
 )
 from faultpath.kernel.primitives.lists import hlist_first
-from faultpath.kernel.primitives.locks import mutex_lock, mutex_unlock
-from faultpath.protocol.language import Ops, protocol
+from faultpath.kernel.primitives.locks import mutex_lock
+from faultpath.protocol.language import Ops, container_of, protocol
 from faultpath.scenario import Scenario
 from faultpath.scenarios import SCENARIOS
 from faultpath.trace.ops import Event, Op
@@ -109,11 +109,10 @@ def a_refused_range_is_over_for_intervals_too(range: Range) -> int:  # noqa: A00
 @protocol
 def nouveau_svmm_release(mn: Notifier, mm: Mm) -> None:
     """What would be mmu_notifier_ops.release."""
-    svmm = SvmmNotifier(mn).svmm
-    mutex_lock(svmm.mutex)
-    if svmm.vmm:
-        nouveau_upstream.nouveau_svmm_invalidate(svmm, 0, ULONG_MAX)
-    mutex_unlock(svmm.mutex)
+    svmm = container_of(UpstreamSvmm, "notifier", mn)
+    with mutex_lock(svmm.mutex):
+        if svmm.vmm:
+            nouveau_upstream.nouveau_svmm_invalidate(svmm, 0, ULONG_MAX)
 
 
 WITH_RELEASE = Ops("nouveau_mn_ops", **nouveau_upstream.nouveau_mn_ops.table, mm_release=nouveau_svmm_release)

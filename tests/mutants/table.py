@@ -274,13 +274,12 @@ DRIVER = [
         "freed before the interval is removed",
         full_va.dmirror_fops_release,
         (
-            "    mmu_interval_notifier_remove(dmirror.notifier)\n    pt_free(dmirror.pt)\n",
+            "    mmu_interval_notifier_remove(dmirror.notifier)\n    pt_free(dmirror.pt)\n    kfree(dmirror)\n",
             "    mni = dmirror.notifier\n"
             "    pt_free(dmirror.pt)\n"
             "    kfree(dmirror)\n"
             "    mmu_interval_notifier_remove(mni)\n",
         ),
-        ("    kfree(DmirrorNotifier(dmirror.notifier))\n    kfree(dmirror)\n", "    kfree(DmirrorNotifier(mni))\n"),
         at="teardown-vs-munmap",
         breaks="lifetime",
     ),

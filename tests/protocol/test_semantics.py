@@ -234,6 +234,47 @@ def p(n: int) -> int:
     assert [both(n) for n in (0, 1, -9)] == [9, 11, -9]
 
 
+def test_a_structure_embeds_another(tmp_path: Path) -> None:
+    text = """\
+class Outer(Struct):
+    first: int
+    thing: Member[Thing]
+    again: Member[Thing]
+    last: int
+class Around(Outer):
+    outer: Member[Outer]
+@protocol
+def p(n: int) -> int:
+    around = kmalloc(Around, GFP_KERNEL)
+    around.first = 1
+    around.last = 2
+    around.outer.last = 3
+    around.outer.again.number = n
+    around.outer.again.inner = Inner(around.outer.thing)
+    again = around.outer.again
+    outer = container_of(Outer, "again", again)
+    with mutex_lock(outer.again.mutex), mutex_lock(around.again.mutex):
+        outer.thing.number = again.number + outer.last
+    found = Thing(again.inner).number * 100 + around.first * 10 + around.last
+    if container_of(Around, "outer", outer) != around:
+        found = -1
+    kfree(container_of(Around, "outer", container_of(Outer, "again", again)))
+    return found
+"""
+    written = module(tmp_path, text)
+    assert Both(written.p)(4) == 712
+    assert (written.Outer.words, written.Around.words) == (
+        3 + 2 * written.Thing.words,
+        6 + 4 * written.Thing.words,
+    )
+
+
+@pytest.mark.parametrize("field", ["Member[int]", "Member[Mutex]", "str", "Notifier"])
+def test_a_field_is_a_number_a_structure_or_embedded(field: str, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, NameError), match=r"a field is an int|Notifier"):
+        module(tmp_path, f"class Wrong(Struct):\n    field: {field}\n")
+
+
 def test_primitives_have_the_world_and_loops(tmp_path: Path) -> None:
     text = """\
 @helper

@@ -23,7 +23,7 @@ from faultpath.kernel.srcu import Srcu, srcu_gp_start, srcu_read_lock, synchroni
 from faultpath.protocol.language import (
     NULL, Ops, container_of, count, has_op, helper, hook, primitive, protocol, wait_until
 )
-from faultpath.protocol.struct import HlistNode, Mutex, Struct
+from faultpath.protocol.struct import HlistNode, Member, Mutex, Struct
 OFFSET = 7
 TEXT = "text"
 class Inner(Struct):

@@ -16,7 +16,7 @@ import dataclasses
 
 from faultpath.cases import mirror
 from faultpath.cases.case import BUGGY, FINAL_FIX, FIRST_FIX, HOLDS, Case, Variant, memory
-from faultpath.cases.kvm_vma import Kvm, KvmNotifier, kvm_init, kvm_mmu_notifier_ops, stage2_walk
+from faultpath.cases.kvm_vma import Kvm, kvm_init, kvm_mmu_notifier_ops, stage2_walk
 from faultpath.driver import *
 from faultpath.kernel.threads import closing
 from faultpath.scenario import DEVICE, Call, Scenario, address
@@ -61,7 +61,7 @@ def kvm_create_vm(mm: Mm) -> KvmX86:
     kvm_init(kvm, mm)
     kvm.mmu_invalidate_seq = BIT_31
     kvm.root = new_root()
-    mmu_notifier_register(kvm.mn, mm)
+    mmu_notifier_register(kvm.mmu_notifier, mm)
     return kvm
 
 
@@ -160,10 +160,9 @@ def kvm_set_memslot(kvm: KvmX86) -> None:
 @protocol
 def kvm_destroy_vm(kvm: KvmX86) -> None:
     """kvm_destroy_vm()."""
-    mmu_notifier_unregister(kvm.mn, kvm.mm)
+    mmu_notifier_unregister(kvm.mmu_notifier, kvm.mm)
     put_root(kvm.root)
     pt_free(kvm.pt)
-    off_stack(KvmNotifier(kvm.mn))
     kfree(kvm)
 
 

@@ -25,23 +25,17 @@ from faultpath.scenario import MM, PRIVATE_ANONYMOUS, READ_WRITE, Call, Scenario
 class Kvm(Device):
     """``struct kvm``, with the stage-2 tables."""
 
-    mn: Notifier
+    mmu_notifier: Member[Notifier]
     mmu_lock: SpinLock  # a rwlock in C
     mmu_invalidate_seq: int
     mmu_invalidate_in_progress: int
     pt: PageTable
 
 
-class KvmNotifier(Notifier):
-    """``kvm->mmu_notifier``."""
-
-    kvm: Kvm
-
-
 @protocol
 def kvm_mmu_notifier_invalidate_range_start(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_start()."""
-    kvm = KvmNotifier(mn).kvm
+    kvm = container_of(Kvm, "mmu_notifier", mn)
     with spin_lock(kvm.mmu_lock):
         kvm.mmu_invalidate_in_progress += 1
         device_zap(kvm.pt, range.start, range.end)
@@ -51,7 +45,7 @@ def kvm_mmu_notifier_invalidate_range_start(mn: Notifier, range: Range) -> int:
 @protocol
 def kvm_mmu_notifier_invalidate_range_end(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_end()."""
-    kvm = KvmNotifier(mn).kvm
+    kvm = container_of(Kvm, "mmu_notifier", mn)
     with spin_lock(kvm.mmu_lock):
         kvm.mmu_invalidate_seq += 1
         kvm.mmu_invalidate_in_progress -= 1
@@ -70,10 +64,7 @@ def kvm_init(kvm: Kvm, mm: Mm) -> None:
     """What every VM begins with: tables, and the notifier, not yet registered."""
     kvm.mm = mm
     pt_init(kvm.pt, 0, mm.task_size)
-    mn = embedded(KvmNotifier)
-    mn.kvm = kvm
-    mn.ops = kvm_mmu_notifier_ops
-    kvm.mn = mn
+    kvm.mmu_notifier.ops = kvm_mmu_notifier_ops
 
 
 @protocol
@@ -83,7 +74,7 @@ def kvm_create_vm(mm: Mm) -> Kvm:
     if not kvm:
         return NULL
     kvm_init(kvm, mm)
-    mmu_notifier_register(kvm.mn, mm)
+    mmu_notifier_register(kvm.mmu_notifier, mm)
     return kvm
 
 

@@ -16,21 +16,15 @@ PAGES = 2  # of the buffer
 class Mirror(Device):
     """A driver's structure for a buffer of user memory."""
 
-    notifier: IntervalNotifier
+    notifier: Member[IntervalNotifier]
     notifier_lock: Mutex
     pt: PageTable  # the device's
-
-
-class MirrorNotifier(IntervalNotifier):
-    """``mirror.notifier``: embedded in C, an object of its own here."""
-
-    mirror: Mirror
 
 
 @protocol
 def mirror_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """mmu_interval_notifier_ops.invalidate, as Documentation/mm/hmm.rst has it."""
-    mirror = MirrorNotifier(mni).mirror
+    mirror = container_of(Mirror, "notifier", mni)
     with mutex_lock(mirror.notifier_lock):
         mmu_interval_set_seq(mni, cur_seq)
         device_zap(mirror.pt, range.start, range.end)
@@ -45,10 +39,7 @@ def mirror_init(mirror: Mirror, mm: Mm, ops: int) -> None:
     """What every open does: tables, and the interval."""
     mirror.mm = mm
     pt_init(mirror.pt, 0, mm.task_size)
-    notifier = embedded(MirrorNotifier)
-    notifier.mirror = mirror
-    mirror.notifier = notifier
-    mmu_interval_notifier_insert(notifier, mm, SPAN, PAGES * PAGE_SIZE, ops)
+    mmu_interval_notifier_insert(mirror.notifier, mm, SPAN, PAGES * PAGE_SIZE, ops)
 
 
 @protocol
@@ -78,7 +69,6 @@ def mirror_close(mirror: Mirror) -> None:
     """The file is closed."""
     mmu_interval_notifier_remove(mirror.notifier)
     pt_free(mirror.pt)
-    off_stack(MirrorNotifier(mirror.notifier))
     kfree(mirror)
 
 

@@ -31,7 +31,8 @@ class Mr(Struct):
     """``struct mlx5_ib_mr``, and its umem_odp."""
 
     mkey: Mkey
-    odp: IntervalNotifier
+    dev: int  # the Mdev
+    odp: Member[IntervalNotifier]  # umem_odp->notifier
     umem_mutex: Mutex
     private: int  # umem_odp->private: the MR, or NULL
 
@@ -45,13 +46,6 @@ class Mdev(Device):
     pt: PageTable
 
 
-class UmemOdp(IntervalNotifier):
-    """``struct ib_umem_odp``."""
-
-    mr: Mr
-    dev: Mdev
-
-
 @protocol
 def mlx5r_umr_update_xlt(dev: Mdev, mr: Mr, start: int, end: int) -> None:
     """mlx5r_umr_update_xlt() with MLX5_IB_UPD_XLT_ZAP: hardware looks at the key."""
@@ -63,11 +57,11 @@ def mlx5r_umr_update_xlt(dev: Mdev, mr: Mr, start: int, end: int) -> None:
 @protocol
 def mlx5_ib_invalidate_range(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """mlx5_ib_invalidate_range()."""
-    odp = UmemOdp(mni)
-    with mutex_lock(odp.mr.umem_mutex):
+    mr = container_of(Mr, "odp", mni)
+    with mutex_lock(mr.umem_mutex):
         mmu_interval_set_seq(mni, cur_seq)
-        if odp.mr.private:
-            mlx5r_umr_update_xlt(odp.dev, odp.mr, range.start, range.end)
+        if mr.private:
+            mlx5r_umr_update_xlt(Mdev(mr.dev), mr, range.start, range.end)
     return 1
 
 
@@ -85,12 +79,9 @@ def mlx5_ib_reg_user_mr(mm: Mm) -> Mdev:
         return NULL
     mr.mkey = kmalloc(Mkey, GFP_KERNEL)
     mr.private = mr
-    odp = embedded(UmemOdp)
-    odp.mr = mr
-    odp.dev = dev
-    mr.odp = odp
+    mr.dev = dev
     dev.mr = mr
-    mmu_interval_notifier_insert(odp, mm, SPAN, PAGE_SIZE, mlx5_mn_ops)
+    mmu_interval_notifier_insert(mr.odp, mm, SPAN, PAGE_SIZE, mlx5_mn_ops)
     return dev
 
 
@@ -139,7 +130,6 @@ def mlx5_ib_dereg_mr(dev: Mdev) -> None:
     mlx5_revoke_mr(dev, mr)
     mmu_interval_notifier_remove(mr.odp)
     pt_free(dev.pt)
-    off_stack(UmemOdp(mr.odp))
     kfree(mr)
 
 

@@ -70,7 +70,7 @@ def kvm_create_vm(kvm: KvmFile) -> None:
     mm = kvm.mm
     with down_write(mm.mmap_lock):
         lock_vmas(kvm)
-        __mmu_notifier_register(kvm.mn, mm)
+        __mmu_notifier_register(kvm.mmu_notifier, mm)
         unlock_vmas(kvm)
 
 

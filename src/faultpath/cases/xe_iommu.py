@@ -14,7 +14,7 @@ import dataclasses
 
 from faultpath.cases import mirror
 from faultpath.cases.case import BUGGY, FINAL_FIX, HOLDS, Case, Variant, memory
-from faultpath.cases.mirror import Mirror, MirrorNotifier, mirror_create
+from faultpath.cases.mirror import Mirror, mirror_create
 from faultpath.driver import *
 from faultpath.scenario import Scenario, fault, reclaim
 
@@ -34,7 +34,7 @@ def dma_unmap_sgtable(uptr: Mirror, start: int, end: int) -> None:
 @protocol
 def vma_userptr_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """vma_userptr_invalidate(); the GPU's page tables are zapped, too."""
-    uptr = MirrorNotifier(mni).mirror
+    uptr = container_of(Mirror, "notifier", mni)
     with mutex_lock(uptr.notifier_lock):
         mmu_interval_set_seq(mni, cur_seq)
         xe_hmm_userptr_unmap(uptr, range.start, range.end)

@@ -26,7 +26,7 @@ process and its queues, ``kfd_priv`` the structures.
 
 from __future__ import annotations
 
-from faultpath.designs.kfd_priv import SVM_OP_ADD_RANGE, SVM_OP_UNMAP_RANGE, ItNode, Kfd, KfdProcess, SvmRange
+from faultpath.designs.kfd_priv import SVM_OP_ADD_RANGE, SVM_OP_UNMAP_RANGE, Kfd, KfdProcess, SvmRange
 from faultpath.designs.kfd_process import (
     kfd_lookup_process,
     kfd_open,
@@ -49,7 +49,7 @@ def svm_range_from_addr(svms: KfdProcess, addr: int) -> SvmRange:
     it_node = itree_first(svms.objects, addr, addr, LOOKUP_STEPS)
     if not it_node:
         return NULL
-    prange = ItNode(it_node).prange
+    prange = container_of(SvmRange, "it_node", it_node)
     piece = next_piece(prange, NULL)
     while piece:
         if addr >= piece.start and addr <= piece.last:
@@ -67,15 +67,15 @@ def svm_range_create_unregistered_range(svms: KfdProcess, mm: Mm, addr: int) -> 
     start = max(vma.start, addr & -svms.window)
     end = min(vma.last + 1, (addr & -svms.window) + svms.window)
     count("lookups")
-    if right := itree_first(svms.objects, addr + PAGE_SIZE, ULONG_MAX, LOOKUP_STEPS):
-        end = min(end, ItNode(right).start)
-        left = itree_prev(right, LOOKUP_STEPS)
+    if right := IntervalNode(itree_first(svms.objects, addr + PAGE_SIZE, ULONG_MAX, LOOKUP_STEPS)):
+        end = min(end, right.start)
+        left = IntervalNode(itree_prev(right, LOOKUP_STEPS))
     else:
-        left = itree_last(svms.objects, ULONG_MAX, LOOKUP_STEPS)
+        left = IntervalNode(itree_last(svms.objects, ULONG_MAX, LOOKUP_STEPS))
     if left:
-        if ItNode(left).last >= addr:
+        if left.last >= addr:
             return NULL
-        start = max(start, ItNode(left).last + 1)
+        start = max(start, left.last + 1)
     prange = svm_range_new(svms, start, end - 1)
     svm_range_add_to_svms(prange)
     svm_range_add_notifier_locked(mm, prange)

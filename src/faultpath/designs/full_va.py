@@ -14,24 +14,18 @@ from faultpath.driver import *
 
 
 class Dmirror(Device):
-    """``struct dmirror``; its notifier is embedded in C and an object of its own here."""
-
-    notifier: IntervalNotifier
-    mutex: Mutex
-    pt: PageTable  # an xarray in C
-
-
-class DmirrorNotifier(IntervalNotifier):
-    """``dmirror.notifier``."""
+    """``struct dmirror``; the bytes are its notifier's."""
 
     interval_bytes = 88
-    dmirror: Dmirror
+    notifier: Member[IntervalNotifier]
+    mutex: Mutex
+    pt: PageTable  # an xarray in C
 
 
 @protocol
 def dmirror_interval_invalidate(mni: IntervalNotifier, range: Range, cur_seq: int) -> int:
     """dmirror_interval_invalidate() and dmirror_do_update(): ``end >> PAGE_SHIFT`` is inclusive, one page too many."""
-    dmirror = DmirrorNotifier(mni).dmirror
+    dmirror = container_of(Dmirror, "notifier", mni)
     if range.blockable:
         mutex_lock(dmirror.mutex)
     elif not mutex_trylock(dmirror.mutex):
@@ -53,10 +47,7 @@ def dmirror_fops_open(mm: Mm) -> Dmirror:
         return NULL
     dmirror.mm = mm
     pt_init(dmirror.pt, 0, mm.task_size)
-    notifier = embedded(DmirrorNotifier)
-    notifier.dmirror = dmirror
-    dmirror.notifier = notifier
-    mmu_interval_notifier_insert(notifier, mm, 0, ULONG_MAX & -PAGE_SIZE, dmirror_min_ops)
+    mmu_interval_notifier_insert(dmirror.notifier, mm, 0, ULONG_MAX & -PAGE_SIZE, dmirror_min_ops)
     return dmirror
 
 
@@ -104,7 +95,6 @@ def dmirror_fops_release(dmirror: Dmirror) -> None:
     """dmirror_fops_release()."""
     mmu_interval_notifier_remove(dmirror.notifier)
     pt_free(dmirror.pt)
-    kfree(DmirrorNotifier(dmirror.notifier))
     kfree(dmirror)
 
 

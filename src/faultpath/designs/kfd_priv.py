@@ -29,7 +29,7 @@ class KfdProcess(Struct):
 
     ref: RefCount
     release_work: Work
-    mmu_notifier: Notifier
+    mmu_notifier: Member[Notifier]
     kfd: Kfd
     mm: Mm
     xnack_enabled: int
@@ -45,12 +45,6 @@ class KfdProcess(Struct):
     restore_work: Work
 
 
-class KfdNotifier(Notifier):
-    """``kfd_process.mmu_notifier``."""
-
-    process: KfdProcess
-
-
 class SvmRange(Struct):
     """``struct svm_range``. Its bounds may be ahead of those in the two trees, which the deferred work brings in."""
 
@@ -59,23 +53,17 @@ class SvmRange(Struct):
     migrate_mutex: ParentMutex
     start: int
     last: int
-    it_node: IntervalNode
+    it_node: Member[IntervalNode]
     list: ListHead
     dma_pages: int  # entries of dma_addr
     lock: Mutex
     invalid: Atomic
-    notifier: IntervalNotifier
+    notifier: IntervalNotifier  # a RangeNotifier, which amdkfd-fixed replaces
     op: int  # work_item
     mm: Mm
     deferred_list: ListHead
     child_list: ListHead
     mapped_to_gpu: int
-
-
-class ItNode(IntervalNode):
-    """``svm_range.it_node``."""
-
-    prange: SvmRange
 
 
 class RangeNotifier(IntervalNotifier):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faultpath.designs.kfd_priv import Kfd, KfdNotifier, KfdProcess
+from faultpath.designs.kfd_priv import Kfd, KfdProcess
 from faultpath.designs.kfd_svm_range import svm_range_list_fini
 from faultpath.driver import *
 
@@ -33,7 +33,6 @@ def kfd_process_wq_release(p: KfdProcess) -> None:
     kfd.queues = 0
     svm_range_list_fini(p)
     pt_free(kfd.pt)
-    kfree(KfdNotifier(p.mmu_notifier))
     kfree(p)
 
 
@@ -46,7 +45,7 @@ def kfd_process_notifier_release_internal(p: KfdProcess) -> None:
 @protocol
 def kfd_process_notifier_release(mn: Notifier, mm: Mm) -> int:
     """kfd_process_notifier_release(): out of the table, once."""
-    p = KfdNotifier(mn).process
+    p = container_of(KfdProcess, "mmu_notifier", mn)
     kfd = p.kfd
     with mutex_lock(kfd.processes_mutex):
         found = kfd.process
@@ -77,11 +76,8 @@ def kfd_open(mm: Mm, xnack: int, granularity: int) -> Kfd:
     if xnack:
         p.window = PAGE_SIZE << granularity
     refcount_set(p.ref, 2)  # the file's and the notifier's
-    mn = embedded(KfdNotifier)
-    mn.process = p
-    mn.ops = kfd_process_mmu_notifier_ops
-    p.mmu_notifier = mn
-    mmu_notifier_register(mn, mm)
+    p.mmu_notifier.ops = kfd_process_mmu_notifier_ops
+    mmu_notifier_register(p.mmu_notifier, mm)
     kfd.process = p
     kfd.opened = p
     kfd.queues = 1

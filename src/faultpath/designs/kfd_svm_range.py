@@ -5,7 +5,7 @@ What munmap splits off a range is on its ``child_list``, until the deferred work
 
 from __future__ import annotations
 
-from faultpath.designs.kfd_priv import ItNode, KfdProcess, RangeNotifier, SvmRange
+from faultpath.designs.kfd_priv import KfdProcess, RangeNotifier, SvmRange
 from faultpath.driver import *
 
 
@@ -16,9 +16,6 @@ def svm_range_new(svms: KfdProcess, start: int, last: int) -> SvmRange:
     prange.svms = svms
     prange.start = start
     prange.last = last
-    it_node = embedded(ItNode)
-    it_node.prange = prange
-    prange.it_node = it_node
     notifier = embedded(RangeNotifier)
     notifier.prange = prange
     prange.notifier = notifier
@@ -29,7 +26,6 @@ def svm_range_new(svms: KfdProcess, start: int, last: int) -> SvmRange:
 def svm_range_free(prange: SvmRange) -> None:
     """svm_range_free()."""
     kvfree(8 * prange.dma_pages)
-    kfree(ItNode(prange.it_node))
     kfree(RangeNotifier(prange.notifier))
     kfree(prange)
 

@@ -33,15 +33,9 @@ from faultpath.driver import *
 
 
 class UpstreamSvmm(Svmm):
-    """``struct nouveau_svmm``; its notifier is embedded in C and an object of its own here, ``mm`` is that one's."""
+    """``struct nouveau_svmm``; ``mm`` is the notifier's in C."""
 
-    notifier: Notifier
-
-
-class SvmmNotifier(Notifier):
-    """``svmm.notifier``."""
-
-    svmm: UpstreamSvmm
+    notifier: Member[Notifier]
 
 
 class SvmNotifier(IntervalNotifier):
@@ -53,7 +47,7 @@ class SvmNotifier(IntervalNotifier):
 @protocol
 def nouveau_svmm_invalidate_range_start(mn: Notifier, range: Range) -> int:
     """nouveau_svmm_invalidate_range_start(): refuses whatever must not block, whether or not anybody has the mutex."""
-    svmm = SvmmNotifier(mn).svmm
+    svmm = container_of(UpstreamSvmm, "notifier", mn)
     if not range.blockable:
         return -EAGAIN
     with mutex_lock(svmm.mutex):
@@ -65,8 +59,7 @@ def nouveau_svmm_invalidate_range_start(mn: Notifier, range: Range) -> int:
 @protocol
 def nouveau_svmm_free_notifier(mn: Notifier) -> None:
     """nouveau_svmm_free_notifier()."""
-    kfree(SvmmNotifier(mn).svmm)
-    off_stack(SvmmNotifier(mn))
+    kfree(container_of(UpstreamSvmm, "notifier", mn))
 
 
 nouveau_mn_ops = Ops(
@@ -100,11 +93,8 @@ def nouveau_svmm_init(mm: Mm, vmm: Vmm) -> int:
         return -ENOMEM
     svmm.vmm = vmm
     svmm.mm = mm
-    notifier = embedded(SvmmNotifier)
-    notifier.svmm = svmm
-    notifier.ops = nouveau_mn_ops
-    svmm.notifier = notifier
-    mmu_notifier_register(notifier, mm)
+    svmm.notifier.ops = nouveau_mn_ops
+    mmu_notifier_register(svmm.notifier, mm)
     vmm.svmm = svmm
     return 0
 

@@ -13,7 +13,7 @@ from faultpath.kernel import errno
 from faultpath.kernel.mmu_notifier import ULONG_MAX
 from faultpath.kernel.primitives import pagetable
 from faultpath.protocol.language import Primitive
-from faultpath.protocol.struct import Embedded, Field, Mutex, PageTable, RwLock, RwSem, SpinLock, Struct
+from faultpath.protocol.struct import Field, Mutex, PageTable, RwLock, RwSem, SpinLock, Struct
 from faultpath.trace.ops import Event
 
 ERRORS = {value: name for name, value in vars(errno).items() if name.startswith("E")}
@@ -84,14 +84,24 @@ class Names:
         """The object a word is in, alive or freed."""
         return self.units.get(addr >> 3)
 
+    def path(self, addr: int) -> list[Field]:
+        """The field a word is in; before it, from the outside inwards, those that this one is a member of."""
+        found = self.object_at(addr)
+        fields: list[Field] = []
+        struct, rest = (found.struct, addr - found.start) if found else (None, 0)
+        while struct:
+            field = next((f for f in struct.fields.values() if 0 <= rest - f.offset < f.words), None)
+            struct = None
+            if field:
+                fields.append(field)
+                rest -= field.offset
+                if field.embedded and rest and issubclass(field.type, Struct):
+                    struct = field.type
+        return fields
+
     def field_at(self, addr: int) -> Field | None:
         """The field a word is in."""
-        found = self.object_at(addr)
-        for field in reversed(list(found.struct.fields.values())) if found and found.struct else ():
-            words = field.type.words if issubclass(field.type, Embedded) else 1
-            if 0 <= addr - found.start - field.offset < words:  # type: ignore[union-attr]
-                return field
-        return None
+        return next(reversed(self.path(addr)), None)
 
     # --- words
 
@@ -105,8 +115,7 @@ class Names:
         if found is None:
             return hex(addr)
         name = self.table(found) if found.struct is None else found.name
-        field = self.field_at(addr)
-        return f"{name}.{field.name}" if field else name
+        return ".".join([name, *(field.name for field in self.path(addr))])
 
     def table(self, found: Object) -> str:
         """A table of a page table or XArray, by whose it is."""
@@ -125,9 +134,8 @@ class Names:
         if found is None or found.struct is not None or addr == found.start:
             return ""
         for other in self.objects():
-            for field in other.struct.fields.values() if other.struct else ():
-                at = other.start + field.offset
-                if issubclass(field.type, PageTable) and self.w[at] == found.start and self.w[at + 1] == 0:
+            for at in page_tables(other.struct, other.start) if other.struct else ():
+                if self.w[at] == found.start and self.w[at + 1] == 0:
                     return self.word(at)
         return ""
 
@@ -248,6 +256,15 @@ def event(value: int) -> str:
 def spelled(name: str) -> str:
     """``SvmmInterval`` as C has it: ``svmm_interval``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def page_tables(struct: type[Struct], start: int) -> Iterator[int]:
+    """Addresses of the page tables in an object, those in its members as well."""
+    for field in struct.fields.values():
+        if issubclass(field.type, PageTable):
+            yield start + field.offset
+        elif field.embedded and issubclass(field.type, Struct):
+            yield from page_tables(field.type, start + field.offset)
 
 
 def structures(modules: set[str]) -> dict[int, type[Struct]]:

@@ -26,7 +26,7 @@ from faultpath.kernel.mmu_notifier import (
     mmu_notifier_register,
     mmu_notifier_unregister,
 )
-from faultpath.kernel.primitives.heap import GFP_KERNEL, embedded, kfree, kmalloc, off_stack
+from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove, rb_clear_node
 from faultpath.kernel.primitives.locks import (
     down_read,
@@ -39,8 +39,8 @@ from faultpath.kernel.primitives.locks import (
 from faultpath.kernel.primitives.pagetable import WRITE, device_zap, pt_free, pt_init
 from faultpath.kernel.primitives.wait import wake_up
 from faultpath.kernel.srcu import Srcu, srcu_read_lock, synchronize_srcu
-from faultpath.protocol.language import NULL, Ops, count, protocol, wait_event
-from faultpath.protocol.struct import IntervalTree, PageTable, ParentMutex, RwLock, SpinLock, Struct, WaitQueue
+from faultpath.protocol.language import NULL, Ops, container_of, count, protocol, wait_event
+from faultpath.protocol.struct import IntervalTree, Member, PageTable, ParentMutex, RwLock, SpinLock, Struct, WaitQueue
 
 
 class Memslots(Struct):
@@ -53,11 +53,13 @@ class Memslots(Struct):
 class Kvm(Device):
     """``struct kvm``, and the page table of the TDP MMU."""
 
-    notifier: Notifier
+    mmu_notifier: Member[Notifier]
     mmu_lock: RwLock
     slots_lock: ParentMutex
     slots_arch_lock: ParentMutex
     memslots: Memslots  # the active copy
+    memslots0: Member[Memslots]
+    memslots1: Member[Memslots]
     slot: int  # what user space makes slots of, in bytes
     mmu_invalidate_seq: int
     mmu_invalidate_in_progress: int
@@ -70,16 +72,16 @@ class Kvm(Device):
     pt: PageTable
 
 
-class KvmNotifier(Notifier):
-    """``kvm->mmu_notifier``."""
-
-    kvm: Kvm
-
-
 class HvaNode(IntervalNode):
-    """``struct kvm_memory_slot``'s ``hva_node[]`` in one of the copies; a slot is no more than its two nodes here."""
+    """``hva_node[]`` of a memslot, for one of the copies."""
 
-    twin: int  # its node in the other copy
+    twin: int  # that for the other copy
+
+
+class MemorySlot(HvaNode):
+    """``struct kvm_memory_slot``, which is no more than its two nodes here."""
+
+    second: Member[HvaNode]
 
 
 @protocol
@@ -128,7 +130,7 @@ def kvm_unmap_hva_range(kvm: Kvm, range: Range) -> None:
 @protocol
 def kvm_mmu_notifier_invalidate_range_start(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_start(): memslots stay as they are until range_end."""
-    kvm = KvmNotifier(mn).kvm
+    kvm = container_of(Kvm, "mmu_notifier", mn)
     with spin_lock(kvm.mn_invalidate_lock):
         kvm.mn_active_invalidate_count += 1
     kvm_unmap_hva_range(kvm, range)
@@ -145,7 +147,7 @@ def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
 @protocol
 def kvm_mmu_notifier_invalidate_range_end(mn: Notifier, range: Range) -> int:
     """kvm_mmu_notifier_invalidate_range_end(), __kvm_handle_hva_range() without a handler."""
-    kvm = KvmNotifier(mn).kvm
+    kvm = container_of(Kvm, "mmu_notifier", mn)
     with srcu_read_lock(kvm.srcu):
         if memslot_in(kvm.memslots, range.start, range.end, WALK_STEPS):
             with write_lock(kvm.mmu_lock):
@@ -161,7 +163,7 @@ def kvm_mmu_notifier_invalidate_range_end(mn: Notifier, range: Range) -> int:
 @protocol
 def kvm_mmu_notifier_release(mn: Notifier, mm: Mm) -> int:
     """kvm_mmu_notifier_release(), kvm_flush_shadow_all(), kvm_mmu_zap_all()."""
-    kvm = KvmNotifier(mn).kvm
+    kvm = container_of(Kvm, "mmu_notifier", mn)
     with srcu_read_lock(kvm.srcu), write_lock(kvm.mmu_lock):
         device_zap(kvm.pt, 0, mm.task_size)
     return 0
@@ -207,8 +209,8 @@ def kvm_vm_ioctl_set_memory_region(kvm: Kvm, start: int, end: int) -> None:
     with mutex_lock(kvm.slots_lock):
         if memslot_in(kvm.memslots, start, end, SCRATCH):
             return
-        node = kmalloc(HvaNode, GFP_KERNEL)
-        twin = embedded(HvaNode)
+        node = kmalloc(MemorySlot, GFP_KERNEL)
+        twin = node.second
         node.twin = twin
         twin.twin = node
         mutex_lock(kvm.slots_arch_lock)
@@ -226,10 +228,7 @@ def kvm_free_memslots(kvm: Kvm) -> None:
         twin = HvaNode(node.twin)
         itree_remove(slots.hva_tree, node)
         itree_remove(other.hva_tree, twin)
-        kfree(node)
-        off_stack(twin)
-    off_stack(slots)
-    off_stack(other)
+        kfree(MemorySlot(min(node, twin)))  # its first node is where it begins
 
 
 # --- the VM
@@ -244,17 +243,12 @@ def kvm_create_vm(mm: Mm, slot: int) -> Kvm:
     mmgrab(mm)
     kvm.mm = mm
     kvm.slot = slot
-    slots = embedded(Memslots)
-    other = embedded(Memslots)
-    slots.other = other
-    other.other = slots
-    kvm.memslots = slots
+    kvm.memslots0.other = kvm.memslots1
+    kvm.memslots1.other = kvm.memslots0
+    kvm.memslots = kvm.memslots0
     pt_init(kvm.pt, 0, mm.task_size)
-    mn = embedded(KvmNotifier)
-    mn.kvm = kvm
-    mn.ops = kvm_mmu_notifier_ops
-    kvm.notifier = mn
-    mmu_notifier_register(mn, mm)
+    kvm.mmu_notifier.ops = kvm_mmu_notifier_ops
+    mmu_notifier_register(kvm.mmu_notifier, mm)
     return kvm
 
 
@@ -262,11 +256,10 @@ def kvm_create_vm(mm: Mm, slot: int) -> Kvm:
 def kvm_destroy_vm(kvm: Kvm) -> None:
     """kvm_destroy_vm(): unregistering calls release, unless the process has exited."""
     mm = kvm.mm
-    mmu_notifier_unregister(kvm.notifier, mm)
+    mmu_notifier_unregister(kvm.mmu_notifier, mm)
     kvm.mn_active_invalidate_count = 0
     pt_free(kvm.pt)  # kvm_arch_destroy_vm()
     kvm_free_memslots(kvm)
-    off_stack(KvmNotifier(kvm.notifier))
     kfree(kvm)
     mmdrop(mm)
 

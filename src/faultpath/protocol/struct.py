@@ -6,6 +6,7 @@ A structure is a subclass of :class:`Struct` whose annotations are its fields, l
         svmm: Svmm                            # a pointer, one word
         bytes: int                            # a number, one word
         mutex: Mutex                          # embedded: the field's address stands for it
+        other: Member[Notifier]               # a structure embedded, found again by container_of()
 
 At run time an instance *is* the word index (a subclass of int), so the same text works in ordinary Python, where a
 field reads and writes the current world, and compiled, where it becomes an array access.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import inspect
 import sys
 import zlib
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from faultpath.engine.world import Words
 
@@ -39,12 +40,13 @@ current = World()
 class Field:
     """One field: its offset in words from the object, and what it holds."""
 
-    def __init__(self, name: str, offset: int, type_: type, owner: str) -> None:
+    def __init__(self, name: str, offset: int, type_: type, owner: str, member: bool) -> None:
         self.name = name
         self.owner = owner  # the structure that declares it
         self.offset = offset
         self.type = type_
-        self.embedded = issubclass(type_, Embedded)
+        self.embedded = member or issubclass(type_, Embedded)
+        self.words: int = type_.words if self.embedded else 1  # type: ignore[attr-defined]
 
     def __get__(self, obj: int | None, owner: type) -> Any:
         if obj is None:
@@ -82,12 +84,14 @@ class Struct(int):
         for name, annotation in inspect.get_annotations(cls).items():
             # Not typing.get_type_hints: that would evaluate the bases' annotations in this module.
             type_ = eval(annotation, scope) if isinstance(annotation, str) else annotation
-            if not (isinstance(type_, type) and issubclass(type_, int)):
+            if member := MEMBER in get_args(type_):
+                type_ = get_args(type_)[0]
+            if not (isinstance(type_, type) and issubclass(type_, Struct if member else int)):
                 raise TypeError(f"{cls.__name__}.{name}: a field is an int, a Struct or an embedded type, not {type_}")
-            field = Field(name, offset, type_, cls.__name__)
+            field = Field(name, offset, type_, cls.__name__, member)
             setattr(cls, name, field)
             cls.fields[name] = field
-            offset += type_.words if issubclass(type_, Embedded) else 1
+            offset += field.words
         cls.words = offset
 
     @classmethod
@@ -99,6 +103,11 @@ class Struct(int):
     def tag(cls) -> int:
         """A number for the structure's name that does not depend on the order of definitions."""
         return zlib.crc32(cls.__name__.encode()) & 0xFFFFFF
+
+
+S = TypeVar("S", bound=Struct)
+MEMBER = "member"
+Member = Annotated[S, MEMBER]  # a field that is a structure itself, where the structure alone would be a pointer to one
 
 
 class Mutex(Embedded):
