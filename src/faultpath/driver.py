@@ -70,6 +70,8 @@ from faultpath.kernel.primitives.list_head import (
     list_del_init,
     list_empty,
     list_first,
+    list_for_each_entry,
+    list_for_each_entry_safe,
     list_next,
 )
 from faultpath.kernel.primitives.lists import (
@@ -77,6 +79,8 @@ from faultpath.kernel.primitives.lists import (
     hlist_add_head,
     hlist_del,
     hlist_first,
+    hlist_for_each_entry,
+    hlist_for_each_entry_safe,
     hlist_next,
     queue_work,
 )
@@ -251,6 +255,8 @@ __all__ = [
     "hlist_add_head",
     "hlist_del",
     "hlist_first",
+    "hlist_for_each_entry",
+    "hlist_for_each_entry_safe",
     "hlist_next",
     "hmm_range_fault",
     "hmm_range_fault_pages",
@@ -270,6 +276,8 @@ __all__ = [
     "list_del_init",
     "list_empty",
     "list_first",
+    "list_for_each_entry",
+    "list_for_each_entry_safe",
     "list_next",
     "mmdrop",
     "mmget",

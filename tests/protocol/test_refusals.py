@@ -19,6 +19,10 @@ def body(*lines: str, parameters: str = "a: int") -> str:
     return "\n".join([f"@protocol\ndef p({parameters}) -> int:", *(f"    {line}" for line in lines), ""])
 
 
+def loop(arguments: str) -> str:
+    return body(f"for i in hlist_for_each_entry({arguments}):", "    pass", "return 0", parameters="a: Thing")
+
+
 def block(taking: str) -> str:
     return body(f"with {taking}:", "    pass", "return 0", parameters="a: Thing")
 
@@ -29,7 +33,16 @@ def primitive(*lines: str) -> str:
 
 # name: (module, line counted from its first, part of what is said, part of the mend)
 REFUSED = {
-    "for": (body("for i in range(3):", "    a += i", "return a"), 4, "'for' is for primitives", "while"),
+    "for": (body("for i in range(3):", "    a += i", "return a"), 4, "'for' goes over lists", "while"),
+    "two arguments of a list": (loop('Thing, "node"'), 3, "three arguments", "list_for_each_entry"),
+    "a list of no structure": (loop('a, "node", a.head'), 3, "'a' is not defined", "import"),
+    "a list by no field": (loop('Thing, "nothing", a.head'), 3, "Thing has no field 'nothing'", "node"),
+    "a list of a field that is none": (loop('Thing, "node", a.mutex'), 3, "'head' must be a HlistHead", "HlistHead"),
+    "a list under another name": (
+        loop('Thing, "node", a.head').replace("    for", "    i = Inner(a)\n    for"),
+        4, "'i' is a Inner and is assigned a Thing", "another name",
+    ),
+
     "for over a list": (body("for i in TEXT:", "    a += i", "return a"), 3, "'for' is not", "while"),
     "try": (body("try:", "    a = 1", "finally:", "    a = 2", "return a"), 3, "'try' is not", "assignments"),
     "with": (block("a"), 3, "'a' takes nothing", "mutex_lock"),
@@ -86,9 +99,6 @@ REFUSED = {
     "defaults": (body("return a", parameters="a: int = 3"), 2, "plain parameters", "defaults"),
     "*args": (body("return 0", parameters="*a"), 2, "plain parameters", "*args"),
     "arguments of a hook": (HOOK + body("return h(a)"), 6, "h takes 1 arguments, not 0", "h(a)"),
-    "continue in a for": (
-        primitive("for i in range(3):", "    if i:", "        continue", "return a"), 4, "without 'continue'", "while",
-    ),
     "a protocol in a primitive": (CALLED + primitive("return q(a, a)"), 6, "'q' cannot be called", "protocols"),
 }  # fmt: skip
 

@@ -275,6 +275,70 @@ def test_a_field_is_a_number_a_structure_or_embedded(field: str, tmp_path: Path)
         module(tmp_path, f"class Wrong(Struct):\n    field: {field}\n")
 
 
+LISTS = {
+    "list": ("link", "links", "list_add_tail", "list_del"),
+    "hlist": ("node", "head", "hlist_add_head", "hlist_del"),
+}
+
+
+@pytest.mark.parametrize("safe", ["", "_safe"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_are_gone_over_as_in_c(kind: str, safe: str, tmp_path: Path) -> None:
+    member, head, add, delete = LISTS[kind]
+    text = f"""\
+@protocol
+def p(n: int, ends: int, takes: int) -> int:
+    owner = on_stack(Thing)
+    owner.inner = Inner(owner)
+    i = 0
+    while i < n:
+        i += 1
+        thing = kmalloc(Thing, GFP_KERNEL)
+        thing.number = i
+        {add}(thing.{member}, owner.{head})
+    found = 0
+    for thing in {kind}_for_each_entry{safe}(Thing, "{member}", Thing(owner.inner).{head}):
+        owner.inner = Inner(NULL)
+        with mutex_lock(thing.mutex):
+            if thing.number == 2:
+                continue
+            if thing.number == ends:
+                break
+            if ends < 0 and thing.number == -ends:
+                return 1000 + found
+            found = found * 10 + thing.number
+        if takes:
+            {delete}(thing.{member})
+            kfree(thing)
+    return found
+"""
+    both = Both(module(tmp_path, text).p)
+    backwards = kind == "hlist"
+    assert both(0, 0, 0) == 0
+    assert both(4, 0, 0) == (431 if backwards else 134)
+    assert both(4, 3, 0) == (4 if backwards else 1)
+    assert both(4, -3, 0) == (1004 if backwards else 1001)
+    if safe:
+        assert both(4, 0, 1) == (431 if backwards else 134)
+
+
+def test_a_range_goes_on(tmp_path: Path) -> None:
+    text = """\
+@primitive
+def r(w, n: int) -> int:
+    found = 0
+    for i in range(n):
+        if i % 3 == 1:
+            continue
+        found = found * 10 + i
+    return found
+@protocol
+def p(n: int) -> int:
+    return r(n)
+"""
+    assert Both(module(tmp_path, text).p)(7) == 2356
+
+
 def test_primitives_have_the_world_and_loops(tmp_path: Path) -> None:
     text = """\
 @helper

@@ -18,12 +18,18 @@ HEAD = """\
 from __future__ import annotations
 from faultpath.engine.world import INDEX, SCRATCH, STATUS, Stop
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, on_stack
+from faultpath.kernel.primitives.list_head import (
+    list_add_tail, list_del, list_empty, list_for_each_entry, list_for_each_entry_safe
+)
+from faultpath.kernel.primitives.lists import (
+    hlist_add_head, hlist_del, hlist_for_each_entry, hlist_for_each_entry_safe
+)
 from faultpath.kernel.primitives.locks import mutex_lock, mutex_unlock, refcount_inc
 from faultpath.kernel.srcu import Srcu, srcu_gp_start, srcu_read_lock, synchronize_srcu
 from faultpath.protocol.language import (
     NULL, Ops, container_of, count, has_op, helper, hook, primitive, protocol, wait_until
 )
-from faultpath.protocol.struct import HlistNode, Member, Mutex, Struct
+from faultpath.protocol.struct import HlistHead, HlistNode, ListHead, Member, Mutex, Struct
 OFFSET = 7
 TEXT = "text"
 class Inner(Struct):
@@ -34,6 +40,9 @@ class Thing(Struct):
     mutex: Mutex
     other: Mutex
     node: HlistNode
+    head: HlistHead
+    link: ListHead
+    links: ListHead
 """
 HEAD_LINES = HEAD.count("\n")
 _serial = itertools.count()

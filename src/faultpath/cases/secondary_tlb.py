@@ -88,12 +88,9 @@ def flush_tlb_page(mm: Mm, page: int) -> None:
 def flush_tlbs_of_all(mm: Mm, page: int) -> None:
     """flush_tlb_page() and mmu_notifier_arch_invalidate_secondary_tlbs(), Linux 6.6."""
     with srcu_read_lock(mm.srcu):
-        item = hlist_first(mm.notifier_subscriptions.list)
-        while item:
-            sub = container_of(Notifier, "hlist", item)
+        for sub in hlist_for_each_entry(Notifier, "hlist", mm.notifier_subscriptions.list):
             if has_op(sub.ops, "arch_invalidate_secondary_tlbs"):
                 ops_arch_invalidate_secondary_tlbs(sub.ops, sub, mm, page, page + PAGE_SIZE)
-            item = hlist_next(sub.hlist)
 
 
 @protocol(replaces=mm_fault.do_wp_page)

@@ -36,7 +36,7 @@ from faultpath.designs.kfd_process import (
 )
 from faultpath.designs.kfd_svm_map import svm_range_restore_work, svm_range_validate_and_map
 from faultpath.designs.kfd_svm_notifier import svm_range_add_notifier_locked, svm_range_mn_ops
-from faultpath.designs.kfd_svm_range import next_piece, svm_range_add_to_svms, svm_range_new
+from faultpath.designs.kfd_svm_range import svm_range_add_to_svms, svm_range_new
 from faultpath.driver import *
 
 # --- which range
@@ -50,11 +50,11 @@ def svm_range_from_addr(svms: KfdProcess, addr: int) -> SvmRange:
     if not it_node:
         return NULL
     prange = container_of(SvmRange, "it_node", it_node)
-    piece = next_piece(prange, NULL)
-    while piece:
-        if addr >= piece.start and addr <= piece.last:
-            return piece
-        piece = next_piece(prange, piece)
+    if addr >= prange.start and addr <= prange.last:
+        return prange
+    for pchild in list_for_each_entry(SvmRange, "child_list", prange.child_list):
+        if addr >= pchild.start and addr <= pchild.last:
+            return pchild
     return NULL
 
 

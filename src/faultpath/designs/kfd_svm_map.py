@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from faultpath.designs.kfd_priv import HmmRange, KfdProcess, SvmRange
 from faultpath.designs.kfd_process import kgd2kfd_quiesce_mm, kgd2kfd_resume_mm
-from faultpath.designs.kfd_svm_range import next_piece
 from faultpath.driver import *
 
 
@@ -100,14 +99,10 @@ def svm_range_unmap_part(prange: SvmRange, start: int, last: int) -> None:
 @protocol
 def svm_range_evict(prange: SvmRange, start: int, last: int) -> None:
     """svm_range_evict() with xnack on: the GPU loses the pages and will fault for them."""
-    piece = next_piece(prange, NULL)
-    while piece:
-        if piece != prange:
-            mutex_lock_nested(piece.lock)
-        svm_range_unmap_part(piece, start, last)
-        if piece != prange:
-            mutex_unlock(piece.lock)
-        piece = next_piece(prange, piece)
+    for pchild in list_for_each_entry(SvmRange, "child_list", prange.child_list):
+        with mutex_lock_nested(pchild.lock):
+            svm_range_unmap_part(pchild, start, last)
+    svm_range_unmap_part(prange, start, last)
 
 
 # --- lost and restored, with xnack off
@@ -127,14 +122,12 @@ def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
     """svm_range_evict() with xnack off: say what is invalid, and stop the queues."""
     svms = prange.svms
     mapped = prange.mapped_to_gpu
-    pchild = next_piece(prange, NULL)
-    while pchild != prange:
+    for pchild in list_for_each_entry(SvmRange, "child_list", prange.child_list):
         if pchild.mapped_to_gpu:
             mapped = 1
             with mutex_lock_nested(pchild.lock):
                 if pchild.start <= last and pchild.last >= start:
                     atomic_inc(pchild.invalid)
-        pchild = next_piece(prange, pchild)
     if not mapped:
         return
     if prange.start <= last and prange.last >= start:
@@ -145,9 +138,7 @@ def svm_range_evict_queues(prange: SvmRange, start: int, last: int) -> None:
 @protocol
 def svm_range_restore_ranges(mm: Mm, svms: KfdProcess) -> int:
     """The loop of svm_range_restore_work(): 0 once every range that was invalid is mapped, and stayed so."""
-    node = list_first(svms.list)
-    while node:
-        prange = container_of(SvmRange, "list", node)
+    for prange in list_for_each_entry(SvmRange, "list", svms.list):
         if invalid := atomic_read(prange.invalid):
             with mutex_lock(prange.migrate_mutex):
                 ret = svm_range_validate_and_map(mm, prange)
@@ -155,7 +146,6 @@ def svm_range_restore_ranges(mm: Mm, svms: KfdProcess) -> int:
                 return ret
             if atomic_cmpxchg(prange.invalid, invalid, 0) != invalid:
                 return -EAGAIN
-        node = list_next(prange.list, svms.list)
     return 0
 
 

@@ -18,7 +18,6 @@ from faultpath.designs.kfd_priv import (
 from faultpath.designs.kfd_process import kfd_lookup_process, kfd_unref_process
 from faultpath.designs.kfd_svm_map import svm_range_evict, svm_range_evict_queues, svm_range_unmap_part
 from faultpath.designs.kfd_svm_range import (
-    next_piece,
     svm_range_add_child,
     svm_range_add_to_svms,
     svm_range_drain_retry_fault,
@@ -83,15 +82,12 @@ def svm_range_unmap_from_cpu(mm: Mm, prange: SvmRange, start: int, last: int) ->
     op = SVM_OP_UPDATE_RANGE_NOTIFIER
     if start <= prange.start and last >= prange.last:
         op = SVM_OP_UNMAP_RANGE
-    piece = next_piece(prange, NULL)
-    while piece:
-        if piece != prange:
-            mutex_lock_nested(piece.lock)
-        svm_range_unmap_part(piece, start, last)
-        svm_range_unmap_split(prange, piece, start, last)
-        if piece != prange:
-            mutex_unlock(piece.lock)
-        piece = next_piece(prange, piece)
+    for pchild in list_for_each_entry(SvmRange, "child_list", prange.child_list):
+        with mutex_lock_nested(pchild.lock):
+            svm_range_unmap_part(pchild, start, last)
+            svm_range_unmap_split(prange, pchild, start, last)
+    svm_range_unmap_part(prange, start, last)
+    svm_range_unmap_split(prange, prange, start, last)
     svm_range_add_list_work(svms, prange, mm, op)
     schedule_deferred_list_work(svms)
     kfd_unref_process(svms)
@@ -176,17 +172,12 @@ def svm_range_take_child(prange: SvmRange, pchild: SvmRange) -> None:
 @protocol
 def svm_range_handle_deferred(prange: SvmRange, mm: Mm) -> None:
     """svm_range_deferred_list_work(): the children, then the range."""
-    mutex_lock(prange.migrate_mutex)
-    piece = next_piece(prange, NULL)
-    while piece:
-        following = SvmRange(NULL)
-        if piece == prange:
-            mutex_unlock(prange.migrate_mutex)
-        else:
-            svm_range_take_child(prange, piece)
-            following = next_piece(prange, NULL)
-        svm_range_handle_list_op(piece, mm)
-        piece = following
+    with mutex_lock(prange.migrate_mutex):
+        while node := list_first(prange.child_list):
+            pchild = container_of(SvmRange, "child_list", node)
+            svm_range_take_child(prange, pchild)
+            svm_range_handle_list_op(pchild, mm)
+    svm_range_handle_list_op(prange, mm)
 
 
 @protocol

@@ -89,20 +89,6 @@ def svm_range_add_child(prange: SvmRange, pchild: SvmRange, op: int) -> None:
 
 
 @protocol
-def next_piece(prange: SvmRange, piece: SvmRange) -> SvmRange:
-    """list_for_each_entry() over ``child_list``, and the range itself last; NULL begins and ends it."""
-    if piece == prange:
-        return NULL
-    if piece:
-        node = list_next(piece.child_list, prange.child_list)
-    else:
-        node = list_first(prange.child_list)
-    if not node:
-        return prange
-    return container_of(SvmRange, "child_list", node)
-
-
-@protocol
 def svm_range_drain_retry_fault(svms: KfdProcess) -> None:
     """svm_range_drain_retry_fault(): wait until the faults now in the ring have been dropped."""
     kfd = svms.kfd

@@ -38,10 +38,10 @@ from faultpath.kernel.mmu_notifier import (
 from faultpath.kernel.primitives.atomic import atomic_read
 from faultpath.kernel.primitives.ghost import STARTED
 from faultpath.kernel.primitives.itree import itree_first, itree_next
-from faultpath.kernel.primitives.lists import hlist_first, hlist_next
+from faultpath.kernel.primitives.lists import hlist_for_each_entry
 from faultpath.kernel.primitives.locks import refcount_read
 from faultpath.kernel.primitives.pagetable import DEVICE_BITS, PAGE_SIZE, VALID, WRITE, pt_get
-from faultpath.protocol.language import container_of, has_op, hook, primitive, protocol
+from faultpath.protocol.language import has_op, hook, primitive, protocol
 from faultpath.protocol.struct import SpinLock
 
 
@@ -122,11 +122,9 @@ def is_covered(subs: Subscriptions, page: int) -> int:
         if has_op(sub.ops, "invalidate"):
             return 1
         sub = IntervalNotifier(itree_next(sub, page, page, SCRATCH))
-    item = hlist_first(subs.list)
-    while item:
-        if has_op(container_of(Notifier, "hlist", item).ops, "invalidate_range_start"):
+    for plain in hlist_for_each_entry(Notifier, "hlist", subs.list):
+        if has_op(plain.ops, "invalidate_range_start"):
             return 1
-        item = hlist_next(container_of(Notifier, "hlist", item).hlist)
     return 0
 
 

@@ -35,7 +35,8 @@ from faultpath.kernel.primitives.lists import (
     hlist_del,
     hlist_del_init_rcu,
     hlist_first,
-    hlist_next,
+    hlist_for_each_entry,
+    hlist_for_each_entry_safe,
     hlist_unhashed,
     queue_work,
 )
@@ -239,16 +240,12 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
         if subs.active_invalidate_ranges or not mn_itree_is_invalidating(subs):
             return
         subs.invalidate_seq += 1
-        item = hlist_first(subs.deferred_list)
-        while item:
-            sub = container_of(IntervalNotifier, "deferred_item", item)
-            following = hlist_next(sub.deferred_item)
+        for sub in hlist_for_each_entry_safe(IntervalNotifier, "deferred_item", subs.deferred_list):
             if rb_empty_node(sub):
                 itree_insert(subs.itree, sub)
             else:
                 itree_remove(subs.itree, sub)
             hlist_del(sub.deferred_item)
-            item = following
     wake_up(subs.wq)
 
 
@@ -297,14 +294,11 @@ def mn_itree_invalidate(subs: Subscriptions, range: Range) -> int:
 @protocol
 def mn_hlist_end_all(subs: Subscriptions, range: Range) -> None:
     """The loop of mn_hlist_invalidate_end(); by a failed range_start it is run inside its own section."""
-    item = hlist_first(subs.list)
-    while item:
-        sub = container_of(Notifier, "hlist", item)
+    for sub in hlist_for_each_entry(Notifier, "hlist", subs.list):
         if has_op(sub.ops, "invalidate_range_end"):
             callback_begins(range.blockable)
             ops_invalidate_range_end(sub.ops, sub, range)
             callback_ends(range.blockable)
-        item = hlist_next(sub.hlist)
 
 
 @protocol
@@ -319,9 +313,7 @@ def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
     """mn_hlist_invalidate_range_start(): every plain notifier; if one refuses, the end follows at once."""
     ret = 0
     with srcu_read_lock(range.mm.srcu):
-        item = hlist_first(subs.list)
-        while item:
-            sub = container_of(Notifier, "hlist", item)
+        for sub in hlist_for_each_entry(Notifier, "hlist", subs.list):
             if has_op(sub.ops, "invalidate_range_start"):
                 before = zapped_so_far()
                 count("callbacks")
@@ -331,7 +323,6 @@ def mn_hlist_invalidate_range_start(subs: Subscriptions, range: Range) -> int:
                 callback_ends(range.blockable)
                 if zapped_so_far() == before:
                     count("callbacks_empty")
-            item = hlist_next(sub.hlist)
         if ret:
             mn_hlist_end_all(subs, range)
     return ret
@@ -403,12 +394,9 @@ def mn_itree_release(subs: Subscriptions, range: Range) -> None:
 def mn_hlist_release(subs: Subscriptions, mm: Mm) -> None:
     """mn_hlist_release(): tell the plain notifiers, then take them off the list."""
     with srcu_read_lock(mm.srcu):
-        item = hlist_first(subs.list)
-        while item:
-            sub = container_of(Notifier, "hlist", item)
+        for sub in hlist_for_each_entry(Notifier, "hlist", subs.list):
             if has_op(sub.ops, "mm_release"):
                 ops_mm_release(sub.ops, sub, mm)
-            item = hlist_next(sub.hlist)
         with spin_lock(subs.lock):
             while hlist_first(subs.list):
                 hlist_del_init_rcu(container_of(Notifier, "hlist", hlist_first(subs.list)).hlist)

@@ -68,7 +68,14 @@ from faultpath.kernel.mmu_notifier_v6 import mmu_interval_notifier_put, mn_itree
 from faultpath.kernel.primitives.count import count_interval
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc
 from faultpath.kernel.primitives.itree import itree_insert, itree_remove, rb_clear_node, rb_empty_node
-from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next, hlist_unhashed
+from faultpath.kernel.primitives.lists import (
+    hlist_add_head,
+    hlist_del,
+    hlist_first,
+    hlist_for_each_entry,
+    hlist_next,
+    hlist_unhashed,
+)
 from faultpath.kernel.primitives.locks import (
     down_write,
     refcount_dec_and_test,
@@ -153,13 +160,10 @@ mmu_tracked_ops = Ops("mmu_tracked_ops", invalidate=tracked_invalidate, release=
 @protocol
 def tracked_of(vma: Vma, mirror: Mirror) -> TrackedInterval:
     """A mirror's interval on the list of a VMA, or NULL."""
-    item = hlist_first(vma.tracked)
-    while item:
+    for sub in hlist_for_each_entry(TrackedInterval, "vma_item", vma.tracked):
         count("lookup_steps")
-        sub = container_of(TrackedInterval, "vma_item", item)
         if sub.mirror == mirror:
             return sub
-        item = hlist_next(sub.vma_item)
     return NULL
 
 
@@ -253,23 +257,17 @@ def retire(sub: TrackedInterval) -> None:
 @protocol(replaces=vmas.vma_gains)
 def vma_gains(mm: Mm, vma: Vma, start: int, last: int, donor: Vma) -> None:
     """Every mirror that has an interval on the donor has one on the gainer, over all of what that will map."""
-    item = hlist_first(donor.tracked)
-    while item:
-        sub = container_of(TrackedInterval, "vma_item", item)
+    for sub in hlist_for_each_entry(TrackedInterval, "vma_item", donor.tracked):
         track(mm, vma, sub.mirror, start, last)
-        item = hlist_next(sub.vma_item)
 
 
 @protocol(replaces=vmas.vma_resized)
 def vma_resized(mm: Mm, vma: Vma) -> None:
     """Its intervals follow; those that vma_gains() has grown already stay as they are."""
     subs = mm.notifier_subscriptions
-    item = hlist_first(vma.tracked)
-    while item:
-        sub = container_of(TrackedInterval, "vma_item", item)
+    for sub in hlist_for_each_entry(TrackedInterval, "vma_item", vma.tracked):
         with spin_lock(subs.lock):
             change_bounds(subs, sub, vma.start, vma.last)
-        item = hlist_next(sub.vma_item)
 
 
 @protocol(replaces=vmas.vma_detached)
@@ -362,9 +360,7 @@ def follows_vmas(mm: Mm) -> int:
         return 0
     vma = next_vma(mm, 0)
     while vma:
-        item = hlist_first(vma.tracked)
-        while item:
-            sub = container_of(TrackedInterval, "vma_item", item)
+        for sub in hlist_for_each_entry(TrackedInterval, "vma_item", vma.tracked):
             start = sub.start
             last = sub.last
             if sub.updated_last:
@@ -372,6 +368,5 @@ def follows_vmas(mm: Mm) -> int:
                 last = sub.updated_last
             if start != vma.start or last != vma.last or tracked_of(vma, sub.mirror) != sub:
                 return 1
-            item = hlist_next(sub.vma_item)
         vma = next_vma(mm, vma.last + 1)
     return 0

@@ -11,10 +11,10 @@ from faultpath.kernel import mmu_notifier
 from faultpath.kernel.errno import EINVAL
 from faultpath.kernel.mmu_notifier import IntervalNotifier, Mm, Subscriptions, mmdrop, mn_itree_is_invalidating
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_next, itree_remove, rb_empty_node
-from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_first, hlist_next
+from faultpath.kernel.primitives.lists import hlist_add_head, hlist_del, hlist_for_each_entry_safe
 from faultpath.kernel.primitives.locks import spin_lock
 from faultpath.kernel.primitives.wait import wake_up
-from faultpath.protocol.language import NULL, container_of, count, has_op, hook, protocol, wait_event
+from faultpath.protocol.language import NULL, count, has_op, hook, protocol, wait_event
 
 
 @hook("release")
@@ -43,10 +43,7 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
             return
         subs.invalidate_seq += 1
         removed = IntervalNotifier(NULL)  # hlist_head removed_list, on the stack: chained through updated_start
-        item = hlist_first(subs.deferred_list)
-        while item:
-            sub = container_of(IntervalNotifier, "deferred_item", item)
-            following = hlist_next(sub.deferred_item)
+        for sub in hlist_for_each_entry_safe(IntervalNotifier, "deferred_item", subs.deferred_list):
             hlist_del(sub.deferred_item)
             if rb_empty_node(sub):
                 itree_insert(subs.itree, sub)
@@ -61,7 +58,6 @@ def mn_itree_inv_end(subs: Subscriptions) -> None:
                 elif has_op(sub.ops, "release"):
                     sub.updated_start = removed
                     removed = sub
-            item = following
     while removed:
         sub = removed
         removed = IntervalNotifier(sub.updated_start)

@@ -18,7 +18,7 @@ from faultpath.engine.world import INDEX
 from faultpath.errors import FaultpathError
 from faultpath.protocol import ir, language
 from faultpath.protocol.assignment import unset_read
-from faultpath.protocol.language import Helper, Hook, Ops, Primitive, Protocol, StructCall
+from faultpath.protocol.language import ForEach, Helper, Hook, Ops, Primitive, Protocol, StructCall
 from faultpath.protocol.struct import Embedded, Field, Struct, WaitQueue, role_index
 
 BINARY = {
@@ -69,7 +69,7 @@ class _Checker:
         self.globals = source.fn.__globals__
         self.types: dict[str, type] = {}
         self.taken: list[ir.Call] = []  # what gives up what the blocks around have taken, outermost first
-        self.loops: list[int] = []  # of the loops around: how many of those are outside
+        self.loops: list[tuple[int, list[ir.Stmt]]] = []  # those around: how many of those are outside; what goes on
         self.out = ir.Function(source, [], [], self.filename)
 
     def refuse(self, node: ast.AST, what: str, mend: str) -> NoReturn:
@@ -141,14 +141,19 @@ class _Checker:
                 return self.with_block(items, body, line)
             case ast.Return(value=value):
                 return self.leave(self.value(value) if value else ir.Const(0), line)
+            case ast.For(target=ast.Name() as target, iter=ast.Call(func=ast.Name(id=name)) as call, orelse=[]) if (
+                isinstance(self.globals.get(name), ForEach) and not self.words
+            ):
+                return self.for_each(target, call, node.body, line)
             case ast.For(target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="range"), args=bounds), orelse=[]):
                 return self.for_range(name, bounds, node.body, line)
             case ast.Raise() if self.words:
                 return [ir.Stop(line)]
             case ast.Break():
-                return [*self.give_up(self.loops[-1], line), ir.Break(line)]
+                return [*self.give_up(self.loops[-1][0], line), ir.Break(line)]
             case ast.Continue():
-                return [*self.give_up(self.loops[-1], line), ir.Continue(line)]
+                outside, going_on = self.loops[-1]
+                return [*self.give_up(outside, line), *going_on, ir.Continue(line)]
         self.refuse(
             node,
             f"'{type(node).__name__.lower()}' is not in the language",
@@ -169,7 +174,7 @@ class _Checker:
         assert isinstance(taking, ir.Call)
         lock, *rest = taking.args
         before: list[ir.Stmt] = []
-        if not isinstance(lock, ir.Address) or not isinstance(lock.base, ir.Local) or _assigns(body, lock.base.name):
+        if not self.stays(lock, body):
             name = self.temporary("lock")
             before = [ir.Assign(name, lock, line)]
             lock = ir.Local(name)
@@ -205,16 +210,45 @@ class _Checker:
         self.types[name] = int
         return name
 
-    def loop(self, body: list[ast.stmt]) -> list[ir.Stmt]:
-        self.loops.append(len(self.taken))
+    def loop(self, body: list[ast.stmt], *going_on: ir.Stmt) -> list[ir.Stmt]:
+        """The body of a loop; ``going_on`` leads to the next round, also from where it says ``continue``."""
+        self.loops.append((len(self.taken), list(going_on)))
         stmts = self.block(body)
         self.loops.pop()
-        return stmts
+        return [*stmts, *going_on] if _goes_on(stmts) else stmts
+
+    def for_each(self, target: ast.Name, call: ast.Call, body: list[ast.stmt], line: int) -> list[ir.Stmt]:
+        """``for svmm in list_for_each_entry(Svmm, "head", svm.svmms):``."""
+        walk: ForEach = self.constant(call.func)
+        if len(call.args) != 3:
+            self.refuse(call, "a list is gone over with three arguments", 'list_for_each_entry(Struct, "member", head)')
+        node = self.temporary("node")
+        struct, member = self.member(call.args[0], call.args[1])
+        [head], before = self.arguments(call, walk.first, call.args[2:]), []
+        if not self.stays(head, body):
+            before = [ir.Assign(self.temporary("head"), head, line)]
+            head = ir.Local(before[0].name)
+        entry = self.bind(target, ir.Binary("-", ir.Local(node), ir.Const(member.offset)), struct, line)
+        here = ir.Address(ir.Local(target.id), member.offset)
+        following = ir.Call(walk.following, (here, head)[: len(walk.following.parameters)])
+        self.out.calls += [walk.first, walk.following]
+        start = [*before, ir.Assign(node, ir.Call(walk.first, (head,)), line)]
+        if not walk.safe:
+            return [*start, ir.While(ir.Local(node), [entry, *self.loop(body, ir.Assign(node, following, line))], line)]
+        after = self.temporary("after")
+        rest = self.loop(body, ir.Assign(node, ir.Local(after), line))
+        return [*start, ir.While(ir.Local(node), [entry, ir.Assign(after, following, line), *rest], line)]
+
+    def stays(self, embedded: ir.Expr, body: list[ast.stmt]) -> bool:
+        """Whether an embedded field is the same each time it is named in a block."""
+        if isinstance(embedded, ir.Address) and isinstance(embedded.base, ir.Local):
+            return not _assigns(body, embedded.base.name)
+        return False
 
     def for_range(self, name: str, bounds: list[ast.expr], body: list[ast.stmt], line: int) -> list[ir.Stmt]:
         """``for name in range(...)``: the bound is evaluated once; the step is a positive constant."""
-        if not self.words or any(isinstance(n, ast.Continue) for stmt in body for n in ast.walk(stmt)):
-            self.refuse(body[0], "'for' is for primitives, and without 'continue'", "use a while loop")
+        if not self.words:
+            self.refuse(body[0], "'for' goes over lists, and over ranges only in a primitive", "use a while loop")
         values = [self.value(b) for b in bounds]
         first = values[0] if len(values) > 1 else ir.Const(0)
         step = values[2] if len(values) > 2 else ir.Const(1)
@@ -227,7 +261,7 @@ class _Checker:
             ir.Assign(bound, values[1] if len(values) > 1 else values[0], line),
             ir.While(
                 ir.Binary("<", ir.Local(name), ir.Local(bound)),
-                [*self.loop(body), ir.Assign(name, ir.Binary("+", ir.Local(name), step), line)],
+                self.loop(body, ir.Assign(name, ir.Binary("+", ir.Local(name), step), line)),
                 line,
             ),
         ]
@@ -235,19 +269,7 @@ class _Checker:
     def assign(self, target: ast.expr, value: ast.expr, line: int) -> ir.Stmt:
         expr, type_ = self.expression(value)
         if isinstance(target, ast.Name):
-            known = self.types.get(target.id)
-            if known is not None and known is not int and type_ is int and expr != ir.Const(0):
-                what = f"'{target.id}' is a {known.__name__} and is assigned a number"
-                self.refuse(target, what, f"cast it, {known.__name__}(...)")
-            if known in (None, int) and (type_ is not int or known is None):
-                self.types[target.id] = type_
-            elif type_ is not int and known is not None and not issubclass(type_, known):
-                self.refuse(
-                    target,
-                    f"'{target.id}' is a {known.__name__} and is assigned a {type_.__name__}",
-                    f"cast it, {known.__name__}(...), or use another name",
-                )
-            return ir.Assign(target.id, expr, line)
+            return self.bind(target, expr, type_, line)
         if isinstance(target, ast.Attribute):
             base, field = self.field(target)
             if field.embedded:
@@ -256,6 +278,22 @@ class _Checker:
         if isinstance(target, ast.Subscript) and self.is_world(target.value):
             return ir.Store(self.value(target.slice), 0, expr, line)
         self.refuse(target, "only a name or a field can be assigned", "one target per assignment")
+
+    def bind(self, target: ast.Name, expr: ir.Expr, type_: type, line: int) -> ir.Assign:
+        """A local is set."""
+        known = self.types.get(target.id)
+        if known is not None and known is not int and type_ is int and expr != ir.Const(0):
+            what = f"'{target.id}' is a {known.__name__} and is assigned a number"
+            self.refuse(target, what, f"cast it, {known.__name__}(...)")
+        if known in (None, int) and (type_ is not int or known is None):
+            self.types[target.id] = type_
+        elif type_ is not int and known is not None and not issubclass(type_, known):
+            self.refuse(
+                target,
+                f"'{target.id}' is a {known.__name__} and is assigned a {type_.__name__}",
+                f"cast it, {known.__name__}(...), or use another name",
+            )
+        return ir.Assign(target.id, expr, line)
 
     def call_statement(self, call: ast.Call, line: int) -> ir.Stmt:
         target = self.constant(call.func)
@@ -427,15 +465,19 @@ class _Checker:
         """``container_of(Struct, "field", address)``."""
         if len(node.args) != 3:
             self.refuse(node, "container_of takes three arguments", 'container_of(Struct, "field", address)')
-        struct, name = self.constant(node.args[0]), node.args[1]
+        struct, field = self.member(node.args[0], node.args[1])
+        return ir.Binary("-", self.value(node.args[2]), ir.Const(field.offset)), struct
+
+    def member(self, node: ast.expr, name: ast.expr) -> tuple[type[Struct], Field]:
+        """A structure and a field of it, by name."""
+        struct = self.constant(node)
         if not (isinstance(struct, type) and issubclass(struct, Struct)):
-            self.refuse(node, f"'{ast.unparse(node.args[0])}' is no structure", "pass a Struct class")
+            self.refuse(node, f"'{ast.unparse(node)}' is no structure", "pass a Struct class")
         if not (isinstance(name, ast.Constant) and name.value in struct.fields):
             self.refuse(
                 node, f"{struct.__name__} has no field {ast.unparse(name)}", f"one of {', '.join(struct.fields)}"
             )
-        offset = struct.fields[str(name.value)].offset
-        return ir.Binary("-", self.value(node.args[2]), ir.Const(offset)), struct
+        return struct, struct.fields[str(name.value)]
 
     def struct_call(self, node: ast.Call, target: StructCall) -> tuple[ir.Expr, type]:
         """Allocation and freeing: the structure's size and name become constants."""

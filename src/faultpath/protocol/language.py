@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_type_hints
 
 from faultpath.engine.world import INDEX, STATUS, WOULD_BLOCK, Stop, Words
@@ -169,6 +169,32 @@ class StructCall:
         if self.allocates:
             return what(self.primitive(what.size_class(), what.tag(), what.interval_bytes, *args))
         return self.primitive(what, type(what).interval_bytes)
+
+
+class ForEach:
+    """A loop over a list: ``for svmm in list_for_each_entry(Svmm, "head", svm.svmms):``, as in C.
+
+    :param first: gives the address of the first node of a list, or 0
+    :param following: gives that of the node after one, or 0; it may take the list as well
+    :param safe: the next node is read before the body, which may take its own off the list
+    """
+
+    def __init__(self, first: Primitive, following: Primitive, safe: bool = False) -> None:
+        self.first = first
+        self.following = following
+        self.safe = safe
+
+    def __call__(self, struct: type[S], member: str, head: int) -> Iterator[S]:
+        node = self.first(head)
+        while node:
+            entry = container_of(struct, member, node)
+            following = self.after(entry, member, head) if self.safe else 0
+            yield entry
+            node = following if self.safe else self.after(entry, member, head)
+
+    def after(self, entry: Struct, member: str, head: int) -> int:
+        """The node after that of an entry."""
+        return int(self.following(*[getattr(entry, member), head][: len(self.following.parameters)]))
 
 
 class Hook:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from faultpath.engine.world import Words
 from faultpath.kernel.primitives.debug import list_add_valid
-from faultpath.protocol.language import helper, primitive
+from faultpath.protocol.language import ForEach, helper, primitive
 from faultpath.protocol.struct import ListHead
 
 LIST_POISON1, LIST_POISON2 = 0x100, 0x122  # no object is there
@@ -32,6 +32,10 @@ def list_next(w: Words, node: ListHead, head: ListHead) -> int:
     if following == 0:
         return node
     return 0 if following == head else following
+
+
+list_for_each_entry = ForEach(list_first, list_next)
+list_for_each_entry_safe = ForEach(list_first, list_next, safe=True)
 
 
 @primitive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faultpath.engine.world import WORK_HEAD, WORK_TAIL, Words
 from faultpath.kernel.primitives.debug import list_add_valid, list_del_valid
-from faultpath.protocol.language import helper, primitive
+from faultpath.protocol.language import ForEach, helper, primitive
 from faultpath.protocol.struct import HlistHead, HlistNode, Work
 
 
@@ -18,6 +18,10 @@ def hlist_first(w: Words, head: HlistHead) -> int:
 def hlist_next(w: Words, node: HlistNode) -> int:
     """The node after this one, or 0."""
     return w[node]
+
+
+hlist_for_each_entry = ForEach(hlist_first, hlist_next)
+hlist_for_each_entry_safe = ForEach(hlist_first, hlist_next, safe=True)
 
 
 @primitive
