@@ -38,6 +38,9 @@ REFUSED = {
     "a list of no structure": (loop('a, "node", a.head'), 3, "'a' is not defined", "import"),
     "a list by no field": (loop('Thing, "nothing", a.head'), 3, "Thing has no field 'nothing'", "node"),
     "a list of a field that is none": (loop('Thing, "node", a.mutex'), 3, "'head' must be a HlistHead", "HlistHead"),
+    "a list whose entry is assigned": (
+        loop('Thing, "node", a.head').replace("pass", "i = a"), 3, "leads through the list", "another name",
+    ),
     "a list under another name": (
         loop('Thing, "node", a.head').replace("    for", "    i = Inner(a)\n    for"),
         4, "'i' is a Inner and is assigned a Thing", "another name",

@@ -174,7 +174,7 @@ class _Checker:
         assert isinstance(taking, ir.Call)
         lock, *rest = taking.args
         before: list[ir.Stmt] = []
-        if not self.stays(lock, body):
+        if not _stays(lock, body):
             name = self.temporary("lock")
             before = [ir.Assign(name, lock, line)]
             lock = ir.Local(name)
@@ -222,10 +222,12 @@ class _Checker:
         walk: ForEach = self.constant(call.func)
         if len(call.args) != 3:
             self.refuse(call, "a list is gone over with three arguments", 'list_for_each_entry(Struct, "member", head)')
+        if _assigns(body, target.id):
+            self.refuse(target, f"'{target.id}' leads through the list and is assigned", "use another name")
         node = self.temporary("node")
         struct, member = self.member(call.args[0], call.args[1])
         [head], before = self.arguments(call, walk.first, call.args[2:]), []
-        if not self.stays(head, body):
+        if not _stays(head, body):
             before = [ir.Assign(self.temporary("head"), head, line)]
             head = ir.Local(before[0].name)
         entry = self.bind(target, ir.Binary("-", ir.Local(node), ir.Const(member.offset)), struct, line)
@@ -238,12 +240,6 @@ class _Checker:
         after = self.temporary("after")
         rest = self.loop(body, ir.Assign(node, ir.Local(after), line))
         return [*start, ir.While(ir.Local(node), [entry, ir.Assign(after, following, line), *rest], line)]
-
-    def stays(self, embedded: ir.Expr, body: list[ast.stmt]) -> bool:
-        """Whether an embedded field is the same each time it is named in a block."""
-        if isinstance(embedded, ir.Address) and isinstance(embedded.base, ir.Local):
-            return not _assigns(body, embedded.base.name)
-        return False
 
     def for_range(self, name: str, bounds: list[ast.expr], body: list[ast.stmt], line: int) -> list[ir.Stmt]:
         """``for name in range(...)``: the bound is evaluated once; the step is a positive constant."""
@@ -526,6 +522,13 @@ def _is_truth(node: ast.expr) -> bool:
     if isinstance(node, ast.BoolOp):
         return all(map(_is_truth, node.values))
     return isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+
+
+def _stays(embedded: ir.Expr, body: list[ast.stmt]) -> bool:
+    """Whether an embedded field is the same each time it is named in a block."""
+    if isinstance(embedded, ir.Address) and isinstance(embedded.base, ir.Local):
+        return not _assigns(body, embedded.base.name)
+    return False
 
 
 def _assigns(body: list[ast.stmt], name: str) -> bool:
