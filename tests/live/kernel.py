@@ -20,20 +20,18 @@ class Kernel:
     """A tapped process that runs one program after the other.
 
     :param swap: where live/swap.py has made some
+    :param command: what runs it, where that is not this machine's kernel
     """
 
-    def __init__(self, swap: bool = False) -> None:
+    def __init__(self, swap: bool = False, command: list[str] | None = None) -> None:
         self.swap = swap
+        tapped = str(Path(__file__).with_name("tapped.py"))
+        self.command = command or [sys.executable, "-S", "-E", tapped, *["swap"] * swap]
         self.process: subprocess.Popen[str] | None = None
         self.release = ""
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", "-E", str(Path(__file__).with_name("tapped.py")), *["swap"] * self.swap],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:

@@ -1,9 +1,10 @@
 """A process that runs memory calls in windows of its own address space, and tells what the kernel raised for each.
 
-``python3 tapped.py [swap]``: a JSON array of calls a line on standard input, a JSON array of answers a line on standard
-output. A call is ``[name, arguments...]``, addresses in bytes from the window's start; its answer is ``[result,
-[[start, end], ...]]``: what the call returned (``-errno`` if it failed) and every ``invalidate_range_start`` that met
-the window, in order. Standard library only, one thread: what the process itself does must stay out of sight.
+``python3 tapped.py [swap|small]``: a JSON array of calls a line on standard input, a JSON array of answers a line on
+standard output. A call is ``[name, arguments...]``, addresses in bytes from the window's start; its answer is
+``[result, [[start, end], ...]]``: what the call returned (``-errno`` if it failed) and every
+``invalidate_range_start`` that met the window, in order. Standard library only, one thread: what the process itself
+does must stay out of sight.
 
 The tap is the one of ``faultpath record`` (a KVM descriptor on the address space), the tracepoint is read from a perf
 ring of the process's own. Pinned down: one processor, whose batches are emptied after each call (which page is whose
@@ -131,6 +132,20 @@ class HugePages:
     def check(self) -> None:
         if (now := self.interfered()) != self.seen:
             raise OSError(errno.EAGAIN, f"huge pages were short, or khugepaged awake: {self.seen} {now}")
+
+
+class SmallPages:
+    """There are none but small pages: for kernels whose huge pages are not modelled."""
+
+    def __init__(self) -> None:
+        if not HugePages.chosen("enabled", "never"):
+            raise OSError(errno.EINVAL, "there are huge pages", str(THP / "enabled"))
+
+    def wake(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
 
 
 class Ring:
@@ -283,14 +298,14 @@ def main() -> None:
     os.pwrite(IN, b"x", 0)
     os.pwrite(OUT, b"x", 0)
     HUGE_DIRECTORY = huge_directory()
-    huge_pages = HugePages(swap)
+    huge_pages = SmallPages() if "small" in sys.argv else HugePages(swap)
     try:
         serve(ring, huge_pages)
     finally:
         huge_pages.wake()
 
 
-def serve(ring: Ring, huge_pages: HugePages) -> None:
+def serve(ring: Ring, huge_pages: HugePages | SmallPages) -> None:
     """A program a line, until there is no window left."""
     base = FIRST_WINDOW
     print(json.dumps({"kernel": os.uname().release}), flush=True)

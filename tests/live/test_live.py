@@ -305,6 +305,35 @@ CASES: dict[str, list[Call]] = {
         ("read", 8 * PMD), ("read", PAGE), ("write", PAGE), ("madvise", 0, PMD, 21), ("read", PAGE),
         ("punch", 2, PAGE, PAGE),
     ],
+    "mprotect tells of a GiB with a table elsewhere (until 6.11 from the first 2 MiB that have one)": [
+        ("mmap", 3 * PMD, 16 * PAGE, 3, ANON, 0, 0), ("mmap", 8 * PMD, 16 * PAGE, 3, ANON, 0, 0),
+        ("write", 8 * PMD + PAGE), ("mprotect", 3 * PMD + PAGE, 4 * PAGE, 1), ("mprotect", 0, 2 * PAGE, 1),
+        ("mprotect", 8 * PMD, 4 * PAGE, 1),
+    ],
+    "what is not all mapped is not moved (until 6.16 what is in its way is gone by then)": [
+        ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("mmap", 16 * PAGE, 8 * PAGE, 3, ANON, 0, 0), ("write", 17 * PAGE),
+        ("write", 3 * PAGE), ("mremap", 2 * PAGE, 4 * PAGE, 8 * PAGE, 3, 16 * PAGE),
+        ("mremap", 2 * PAGE, 8 * PAGE, 6 * PAGE, 3, 18 * PAGE),
+    ],
+    "a neighbour without an anon_vma takes in what has one (since 6.16)": [
+        ("mmap", 0, 8 * PAGE, 3, ANON, 0, 0), ("mprotect", 2 * PAGE, 3 * PAGE, 0), ("mprotect", 4 * PAGE, PAGE, 3),
+        ("write", 4 * PAGE), ("mprotect", 4 * PAGE, 2 * PAGE, 0), ("fork", 1),
+    ],
+    "mmap between one without an anon_vma and one with one (since 6.12 all are one)": [
+        ("mmap", 0, 13 * PAGE, 3, ANON, 0, 0), ("mmap", PAGE, 2 * PAGE, 1, ANON, 0, 0), ("write", 4 * PAGE),
+        ("mmap", PAGE, 11 * PAGE, 3, ANON, 0, 0), ("fork", 1),
+    ],
+    "what stays after MREMAP_DONTUNMAP merges with where it went (not in the newest 6.1 and 6.12)": [
+        ("mmap", 0, 16 * PAGE, 3, ANON, 0, 0), ("mremap", 12 * PAGE, 2 * PAGE, 2 * PAGE, 7, 4 * PAGE),
+        ("write", 8 * PAGE), ("fork", 1), ("write", 0), ("fork", 7),
+    ],
+    "a shared file gets a hole where it may not be written now": [
+        ("mmap", 0, 6 * PAGE, 1, 1, 0, 0), ("read", PAGE), ("madvise", PAGE, 2 * PAGE, 9),
+    ],
+    "what was never written is not accounted once it may not be (since 6.7)": [
+        ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("mmap", 4 * PAGE, 4 * PAGE, 1, ANON, 0, 0), ("mprotect", 0, 4 * PAGE, 1),
+        ("mremap", 0, 8 * PAGE, 9 * PAGE, 3, 16 * PAGE),
+    ],
     "a page is kept from some children and not from others": [
         ("mmap", 0, 4 * PAGE, 3, ANON, 0, 0), ("write", 0), ("write", PAGE), ("fork", 1), ("madvise", 0, PAGE, 10),
         ("fork", 2), ("madvise", 0, PAGE, 11), ("ends", 1), ("write", 0), ("write", PAGE), ("fork", 3), ("ends", 2),
@@ -541,7 +570,9 @@ def test_the_model_says_what_linux_6_18_said(what: str) -> None:
     says_as_recorded(CASES[what], recorded[what])
 
 
-def says_as_recorded(program: list[Call], answers: list[Any], links: tuple[Source, ...] = ()) -> None:
+def says_as_recorded(
+    program: list[Call], answers: list[Any], links: tuple[Source, ...] = (), version: int = LINUX_6_18
+) -> None:
     theirs = [(result, [(start, end) for start, end in found]) for result, found in answers]
-    ours = modelled.run(program, LINUX_6_18, links)
+    ours = modelled.run(program, version, links)
     assert theirs == ours, side_by_side(program, theirs, ours)

@@ -7,7 +7,6 @@ from faultpath.kernel.mm.fault import ANON, EXCLUSIVE, ZERO, File, shared_with_a
 from faultpath.kernel.mm.files import mm_truncate, next_mapping, punch_hole
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
 from faultpath.kernel.mm.reclaim import mm_reclaim
-from faultpath.kernel.mm.versions import LINUX_6_12
 from faultpath.kernel.mm.vma import (
     DONTCOPY,
     DONTDUMP,
@@ -15,7 +14,6 @@ from faultpath.kernel.mm.vma import (
     MAP_SHARED,
     MERGEABLE,
     NOHUGEPAGE,
-    PROT_WRITE,
     UNKNOWN,
     WIPEONFORK,
     Vma,
@@ -236,8 +234,8 @@ def madvise_remove(mm: Mm, vma: Vma, start: int, end: int) -> int:
     """madvise_remove(), Linux 6.18: a hole in a shared file; mmap_lock is let go meanwhile."""
     if not vma.file:
         return -EINVAL
-    if not vma.flags & MAP_SHARED or (mm.version < LINUX_6_12 and not vma.prot & PROT_WRITE):
-        return -EACCES  # since 6.7 it need only be allowed to be writable
+    if not vma.flags & MAP_SHARED:
+        return -EACCES  # it need only be allowed to be writable since 6.7, and in 6.1.y by now
     pgoff = linear_page_index(vma, start)
     file = vma.file
     up_read(mm.mmap_lock)

@@ -23,6 +23,7 @@ from faultpath.kernel.mm.vma import (
     cut_vmas,
     drop_vmas,
     may_split,
+    merge_whole,
     next_vma,
     split_vma,
     vma_at,
@@ -39,7 +40,7 @@ from faultpath.kernel.primitives.heap import off_stack
 from faultpath.kernel.primitives.itree import itree_last
 from faultpath.kernel.primitives.locks import down_read, down_write, downgrade_write, up_read, up_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, pt_clear, pt_free, pt_free_tables
-from faultpath.protocol.language import protocol
+from faultpath.protocol.language import NULL, protocol
 
 
 @protocol
@@ -77,7 +78,8 @@ def map_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgof
     anon_vma = 0
     if mm.raises == RAISES_ALL and not flags & MAP_SHARED:
         anon_vma = 1
-    return add_vma(mm, start, end, prot, flags, file, pgoff, anon_vma)
+    vma = add_vma(mm, start, end, prot, flags, file, pgoff, anon_vma)
+    return merge_whole(mm, vma, NULL, mm.version < LINUX_6_12)
 
 
 @protocol

@@ -20,7 +20,7 @@ from faultpath.kernel.mm.vma import (
 )
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_write
-from faultpath.kernel.primitives.pagetable import WRITE, pt_add_bits, pt_has_table, pt_write_protect
+from faultpath.kernel.primitives.pagetable import WRITE, pt_add_bits, pt_has_table, pt_next_leaf, pt_write_protect
 from faultpath.protocol.language import protocol
 
 P4D_SIZE = 1 << 39
@@ -28,11 +28,11 @@ P4D_SIZE = 1 << 39
 
 @protocol
 def change_protection(mm: Mm, vma: Vma, start: int, end: int) -> None:
-    """change_protection(), Linux 6.18: one event (PROTECTION_VMA) per 512 GiB, from the first table that is there.
+    """change_protection(), Linux 6.18: one event (PROTECTION_VMA) per 512 GiB, from the first GiB that has a PMD table.
 
-    Linux 6.1 raises one per GiB with a table (change_pmd_range()); from 6.12 on change_pud_range() does. PTEs lose
-    WRITE, or get it where no write fault is needed (can_change_pte_writable()): a shared mapping's, and the anonymous
-    ones that are the mm's alone. What a PROT_NONE keeps present, the VMA refuses.
+    Linux 6.1 raises one per GiB, from the first 2 MiB that have a table (change_pmd_range()). PTEs lose WRITE, or get
+    it where no write fault is needed (can_change_pte_writable()): a shared mapping's, and the anonymous ones that are
+    the mm's alone. What a PROT_NONE keeps present, the VMA refuses.
     """
     step = P4D_SIZE
     if mm.version < LINUX_6_12:
@@ -40,6 +40,8 @@ def change_protection(mm: Mm, vma: Vma, start: int, end: int) -> None:
     while start < end:
         upto = min(end, (start & -step) + step)
         first = start
+        if mm.version < LINUX_6_12:
+            first = pt_next_leaf(mm.pt, start, upto)
         while first < upto and not pt_has_table(mm.pt, first):
             first = (first & -PUD_SIZE) + PUD_SIZE
         if first < upto:
@@ -64,6 +66,8 @@ def hugetlb_change_protection(mm: Mm, vma: Vma, start: int, end: int) -> int:
 def mprotect_fixup(mm: Mm, vma: Vma, start: int, end: int, prot: int) -> int:
     """mprotect_fixup(), Linux 6.18: one VMA's part, unless it is protected like that already.
 
+    What was not touched yet is no longer accounted once it cannot be written (since 6.7).
+
     :returns: where the part ends, or -EINVAL
     """
     flags = vma.flags
@@ -72,7 +76,7 @@ def mprotect_fixup(mm: Mm, vma: Vma, start: int, end: int, prot: int) -> int:
     if prot & PROT_WRITE:
         if not flags & (ACCOUNT | MAP_SHARED | MAP_NORESERVE) and not vma.prot & PROT_WRITE:
             flags = flags | ACCOUNT
-    elif flags & ACCOUNT and not vma.file and not vma.anon_vma:
+    elif mm.version >= LINUX_6_12 and flags & ACCOUNT and not vma.file and not vma.anon_vma:
         flags = flags & ~ACCOUNT
     vma = vma_modify(mm, vma, start, end, prot, flags)
     if not vma:

@@ -15,15 +15,16 @@ from faultpath.kernel.mm.vma import (
     adjusted_start,
     alike,
     linear_page_index,
+    merge_whole,
     next_vma,
     resize_vma,
-    share_anon_vma,
+    takes_in,
     vma_at,
 )
 from faultpath.kernel.mmu_notifier import Mm
 from faultpath.kernel.primitives.locks import down_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, pt_move
-from faultpath.protocol.language import protocol
+from faultpath.protocol.language import NULL, protocol
 
 MREMAP_FIXED = 2
 MREMAP_DONTUNMAP = 4
@@ -59,12 +60,18 @@ def move_page_tables(mm: Mm, old: int, new: int, size: int) -> None:
 def move_vma(mm: Mm, vma: Vma, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
     """move_vma(), Linux 6.18: UNMAP of the old place twice, in move_page_tables(), and in do_vmi_munmap().
 
-    The new VMA comes first, and may merge with what remains of the old one (copy_vma()).
+    The new VMA comes first, and may merge with what remains of the old one (copy_vma()). Where the old one stays, an
+    untouched one, it does not in the newest 6.12.y, nor in 6.1.y, where it does not merge with anything else either.
     """
     pgoff = linear_page_index(vma, old)
     if not vma.file and not vma.anon_vma:
         pgoff = new >> PAGE_SHIFT
-    add_vma(mm, new, new + new_size, vma.prot, vma.flags, vma.file, pgoff, vma.anon_vma)
+    copy = add_vma(mm, new, new + new_size, vma.prot, vma.flags, vma.file, pgoff, vma.anon_vma)
+    source = Vma(NULL)
+    if flags & MREMAP_DONTUNMAP and not vma.file and not vma.anon_vma and mm.version < LINUX_6_18:
+        source = vma
+    if not source or mm.version >= LINUX_6_12 or (vma.last + 1 != new and new + new_size != vma.start):
+        merge_whole(mm, copy, source, 0)
     if old_size:
         vma = vma_at(mm, old)
         more = realigned(mm, vma, old, new, old_size)
@@ -83,7 +90,7 @@ def expand_vma(mm: Mm, vma: Vma, end: int) -> None:
     """expand_vma_in_place(), Linux 6.18 (vma_merge_extend()): a VMA grows, and may meet one that is alike."""
     resize_vma(mm, vma, vma.start, end - 1)
     right = next_vma(mm, end)
-    if alike(vma, right) and share_anon_vma(vma, right):
+    if alike(vma, right) and takes_in(mm, right, vma):
         absorb(mm, vma, right)
 
 
@@ -108,6 +115,15 @@ def remap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) 
     elif new_size > old_size:
         expand_vma(mm, vma, old + new_size)
     return downgraded
+
+
+@protocol
+def refused_late(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
+    """mremap_to() until 6.17: what would be moved is looked at when what is in its way, and the tail, are gone."""
+    if flags & MREMAP_FIXED:
+        do_vmi_munmap(mm, new, new + new_size, 0)
+    if new_size < old_size:
+        do_vmi_munmap(mm, old + new_size, old + old_size, 0)
 
 
 @protocol
@@ -142,6 +158,8 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: i
         at = end
         if vma and may_not_move(vma, old, old_size, new, new_size, flags):
             ret = -EINVAL
+        elif vma and mm.version < LINUX_6_18 and flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+            refused_late(mm, old, old_size, new, new_size, flags)
     while at < end and vma and vma.start < end:
         at = max(at, vma.start)
         part = old_size

@@ -24,6 +24,7 @@ from faultpath.kernel.mm.vma import (
     add_vma,
     cut_vmas,
     linear_page_index,
+    merge_whole,
     next_vma,
     resize_vma,
     vma_at,
@@ -36,7 +37,7 @@ from faultpath.kernel.mmu_notifier import (
 from faultpath.kernel.primitives.heap import off_stack
 from faultpath.kernel.primitives.locks import down_read, down_write
 from faultpath.kernel.primitives.pagetable import PAGE_SHIFT, PAGE_SIZE, VALID, new_frame, pt_get, pt_set
-from faultpath.protocol.language import count, protocol
+from faultpath.protocol.language import NULL, count, protocol
 from faultpath.trace.ops import PF_PROT, PF_WRITE
 
 MAP_FIXED = 0x10
@@ -150,6 +151,12 @@ def recorded_fork(mm: Mm, clone_flags: int) -> None:
 
 
 @protocol
+def inferred_page(mm: Mm, page: int, prot: int) -> Vma:
+    """A mapping of a page, merged with its neighbours."""
+    return merge_whole(mm, add_vma(mm, page, page + PAGE_SIZE, prot, MAP_INFERRED, 0, page >> PAGE_SHIFT, 0), NULL, 0)
+
+
+@protocol
 def infer_vma(mm: Mm, page: int, write: int) -> Vma:
     """The mapping that a fault shows: where none is known, one of a page is inferred, or a stack grows.
 
@@ -162,10 +169,10 @@ def infer_vma(mm: Mm, page: int, write: int) -> Vma:
             resize_vma(mm, vma, page, vma.last)
         else:
             count("vmas_inferred")
-            vma = add_vma(mm, page, page + PAGE_SIZE, PROT_READ, MAP_INFERRED, 0, page >> PAGE_SHIFT, 0)
+            vma = inferred_page(mm, page, PROT_READ)
     if write and vma.flags & INFERRED and not vma.prot & PROT_WRITE:
         cut_vmas(mm, page, page + PAGE_SIZE)
-        vma = add_vma(mm, page, page + PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_INFERRED, 0, page >> PAGE_SHIFT, 0)
+        vma = inferred_page(mm, page, PROT_READ | PROT_WRITE)
     return vma
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from faultpath.engine.world import INDEX, SCRATCH
 from faultpath.kernel.mm.raising import CLEAR, RAISES_CALLS, raise_end, raise_start
+from faultpath.kernel.mm.versions import LINUX_6_18
 from faultpath.kernel.mmu_notifier import ULONG_MAX, IntervalNode, Mm
 from faultpath.kernel.primitives.heap import off_stack, on_stack
 from faultpath.kernel.primitives.itree import itree_first, itree_insert, itree_remove
@@ -283,6 +284,14 @@ def share_anon_vma(left: Vma, right: Vma) -> int:
 
 
 @protocol
+def takes_in(mm: Mm, neighbour: Vma, vma: Vma) -> int:
+    """is_mergeable_anon_vma() of a neighbour: until 6.15 one without an anon_vma did not take in what has one."""
+    if mm.version < LINUX_6_18 and vma.anon_vma and not neighbour.anon_vma:
+        return 0
+    return share_anon_vma(neighbour, vma)
+
+
+@protocol
 def absorb(mm: Mm, vma: Vma, other: Vma) -> None:
     """One VMA takes a neighbour in (vma_expand(), dup_anon_vma())."""
     start = min(vma.start, other.start)
@@ -295,16 +304,23 @@ def absorb(mm: Mm, vma: Vma, other: Vma) -> None:
 
 
 @protocol
-def merge_whole(mm: Mm, vma: Vma) -> Vma:
-    """vma_merge_new_range() and its like for a whole VMA: the VMA that covers it afterwards."""
+def merge_whole(mm: Mm, vma: Vma, source: Vma, right_first: int) -> Vma:
+    """vma_merge_new_range() and its like for a whole VMA: the VMA that covers it afterwards.
+
+    :param source: a neighbour that does not take it in, or NULL
+    :param right_first: of two neighbours with different anon_vmas the right one takes it in, not the left one
+    """
     left = next_vma(mm, vma.start - 1)
     right = next_vma(mm, vma.last + 1)
     merge_left = 0
     merge_right = 0
-    if left and left.start < vma.start and alike(left, vma):
-        merge_left = share_anon_vma(left, vma)
-    if alike(vma, right) and share_anon_vma(vma, right) and (not merge_left or share_anon_vma(left, right)):
-        merge_right = 1
+    if left and left.start < vma.start and left != source and alike(left, vma):
+        merge_left = takes_in(mm, left, vma)
+    if right != source and alike(vma, right) and takes_in(mm, right, vma):
+        if right_first and merge_left:
+            merge_left = takes_in(mm, left, right)
+        if not merge_left or share_anon_vma(left, right):
+            merge_right = 1
     if merge_right:
         absorb(mm, right, vma)
         vma = right
@@ -316,7 +332,7 @@ def merge_whole(mm: Mm, vma: Vma) -> Vma:
 
 @protocol
 def add_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgoff: int, anon_vma: int) -> Vma:
-    """Map ``[start, end)``, where nothing is, and merge; the VMA that covers it afterwards."""
+    """Map ``[start, end)``, where nothing is; it is not merged yet."""
     vma = on_stack(Vma)
     vma.start = start
     vma.last = end - 1
@@ -326,7 +342,7 @@ def add_vma(mm: Mm, start: int, end: int, prot: int, flags: int, file: int, pgof
     vma.pgoff = pgoff
     vma.anon_vma = anon_vma
     link_vma(mm, vma)
-    return merge_whole(mm, vma)
+    return vma
 
 
 @protocol
@@ -339,10 +355,10 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
     if start == vma.start and end == vma.last + 1:
         vma.prot = prot
         vma.flags = flags
-        return merge_whole(mm, vma)
+        return merge_whole(mm, vma, NULL, 0)
     if start == vma.start:
         left = next_vma(mm, start - 1)
-        if left and left.start < start and goes_to(left, vma, prot, flags):
+        if left and left.start < start and goes_to(mm, left, vma, prot, flags):
             split_huge_pmd_if_needed(mm, vma, end)
             vma_gains(mm, left, left.start, end - 1, vma)
             resize_vma(mm, vma, end, vma.last)
@@ -352,7 +368,7 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
             return left
     if end == vma.last + 1:
         right = next_vma(mm, end)
-        if right and right.start == end and goes_to(right, vma, prot, flags):
+        if right and right.start == end and goes_to(mm, right, vma, prot, flags):
             split_huge_pmd_if_needed(mm, vma, start)
             vma_gains(mm, right, start, right.last, vma)
             resize_vma(mm, vma, vma.start, start - 1)
@@ -374,13 +390,13 @@ def vma_modify(mm: Mm, vma: Vma, start: int, end: int, prot: int, flags: int) ->
 
 
 @protocol
-def goes_to(neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
+def goes_to(mm: Mm, neighbour: Vma, vma: Vma, prot: int, flags: int) -> int:
     """Whether a part of a VMA, once it has other protection and flags, can be its neighbour's."""
     if neighbour.prot != prot or neighbour.flags != flags or neighbour.file != vma.file or never_merges(vma):
         return 0
     if vma.pgoff - neighbour.pgoff != (vma.start - neighbour.start) >> PAGE_SHIFT:
         return 0
-    return share_anon_vma(neighbour, vma)
+    return takes_in(mm, neighbour, vma)
 
 
 @protocol

@@ -287,6 +287,29 @@ def pt_has_table(w: Words, pt: PageTable, addr: int) -> int:
 
 
 @helper
+def next_leaf(w: Words, pt: int, addr: int, end: int) -> int:
+    """The lowest address in ``[addr, end)`` that has a leaf, or ``end``; absent tables are stepped over."""
+    while addr < end:
+        node = w[pt]
+        level = w[pt + 1]
+        page = (addr - w[pt + 2]) >> PAGE_SHIFT
+        while node and level > 0:
+            level -= 1
+            node = w[node + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))]
+        if node:
+            return addr
+        span = w[LEAF_BITS] + level * w[DIR_BITS]
+        addr = w[pt + 2] + (((page >> span) + 1) << (span + PAGE_SHIFT))
+    return end
+
+
+@primitive
+def pt_next_leaf(w: Words, pt: PageTable, start: int, end: int) -> int:
+    """The lowest address in ``[start, end)`` that has a leaf (Linux: !pmd_none()), or ``end``."""
+    return next_leaf(w, pt, start, end)
+
+
+@helper
 def leaf_link(w: Words, pt: int, addr: int) -> int:
     """The word that links the leaf of an address (Linux: the PMD), with the tables above it made."""
     link = pt

@@ -6,7 +6,7 @@ one frame, so that whoever looks at one page need not know. Only in a tree of Li
 
 from __future__ import annotations
 
-from faultpath.engine.world import DIR_BITS, LEAF_BITS, Words
+from faultpath.engine.world import LEAF_BITS, Words
 from faultpath.kernel.primitives.debug import table_changes
 from faultpath.kernel.primitives.heap import give_back
 from faultpath.kernel.primitives.pagetable import (
@@ -19,6 +19,7 @@ from faultpath.kernel.primitives.pagetable import (
     leaf_link,
     leaf_of,
     new_node,
+    next_leaf,
     put,
 )
 from faultpath.protocol.language import helper, primitive
@@ -31,23 +32,6 @@ FRAME_BITS = DEVICE_BITS & -(1 << FRAME_SHIFT)
 def leaf_at(w: Words, pt: int, addr: int) -> int:
     """The leaf of an address, or 0."""
     return leaf_of(w, pt, (addr - w[pt + 2]) >> PAGE_SHIFT, False)
-
-
-@helper
-def next_leaf(w: Words, pt: int, addr: int, end: int) -> int:
-    """The lowest address in ``[addr, end)`` that has a leaf, or ``end``; absent tables are stepped over."""
-    while addr < end:
-        node = w[pt]
-        level = w[pt + 1]
-        page = (addr - w[pt + 2]) >> PAGE_SHIFT
-        while node and level > 0:
-            level -= 1
-            node = w[node + 1 + (page >> (w[LEAF_BITS] + level * w[DIR_BITS]) & ((1 << w[DIR_BITS]) - 1))]
-        if node:
-            return addr
-        span = w[LEAF_BITS] + level * w[DIR_BITS]
-        addr = w[pt + 2] + (((page >> span) + 1) << (span + PAGE_SHIFT))
-    return end
 
 
 @helper

@@ -1,0 +1,31 @@
+"""The modelled CPU side against what Linux 6.1 and 6.12 said (live/older.py), with small pages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from faultpath.kernel.mm.versions import LINUX_6_1, LINUX_6_12, LINUX_6_18, version_of
+from live import modelled
+from live.older import KEPT, RECORDED, of_small_pages
+from live.test_live import CASES, says_as_recorded
+
+
+@pytest.mark.parametrize("version", [LINUX_6_1, LINUX_6_12])
+def test_the_model_says_what_older_kernels_said(version: int) -> None:
+    recorded = json.loads(RECORDED[version].read_text())
+    assert version_of(recorded["kernel"]) == version
+    for program, answers in recorded["programs"]:
+        says_as_recorded([tuple(call) for call in program], answers, version=version)
+    cases = [[list(call) for call in program] for program in CASES.values() if of_small_pages(program)]
+    known = [program for program, _ in recorded["programs"]]
+    assert known[:-KEPT] == cases, "make oracle-older PACKAGE=... RECORD=--record"
+
+
+@pytest.mark.parametrize("version", [LINUX_6_1, LINUX_6_12])
+@pytest.mark.parametrize("other", [LINUX_6_1, LINUX_6_12, LINUX_6_18])
+def test_a_model_of_another_version_is_found_out(version: int, other: int) -> None:
+    programs = json.loads(RECORDED[version].read_text())["programs"]
+    said = [json.loads(json.dumps(modelled.run([tuple(call) for call in program], other))) for program, _ in programs]
+    assert (said == [answers for _, answers in programs]) == (other == version)
