@@ -389,6 +389,7 @@ def pt_move(w: Words, pt: PageTable, old: int, new: int, size: int) -> int:
     goes to where none is (move_normal_pmd, move_huge_pmd).
     """
     leaf_bytes = PAGE_SIZE << w[LEAF_BITS]
+    size = min(size, w[pt + 3] - old)  # an address behind the tree would lead to another one's leaf
     page = 0
     while page < size:
         # Step over absent leaves: a moved terabyte reservation costs what is in it.
