@@ -45,7 +45,6 @@ REFUSED = {
         loop('Thing, "node", a.head').replace("    for", "    i = Inner(a)\n    for"),
         4, "'i' is a Inner and is assigned a Thing", "another name",
     ),
-
     "for over a list": (body("for i in TEXT:", "    a += i", "return a"), 3, "'for' is not", "while"),
     "try": (body("try:", "    a = 1", "finally:", "    a = 2", "return a"), 3, "'try' is not", "assignments"),
     "with": (block("a"), 3, "'a' takes nothing", "mutex_lock"),

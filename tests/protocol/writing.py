@@ -19,7 +19,7 @@ from __future__ import annotations
 from faultpath.engine.world import INDEX, SCRATCH, STATUS, Stop
 from faultpath.kernel.primitives.heap import GFP_KERNEL, kfree, kmalloc, on_stack
 from faultpath.kernel.primitives.list_head import (
-    list_add_tail, list_del, list_empty, list_for_each_entry, list_for_each_entry_safe
+    list_add_tail, list_del, list_for_each_entry, list_for_each_entry_safe
 )
 from faultpath.kernel.primitives.lists import (
     hlist_add_head, hlist_del, hlist_for_each_entry, hlist_for_each_entry_safe

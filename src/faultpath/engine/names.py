@@ -87,17 +87,7 @@ class Names:
     def path(self, addr: int) -> list[Field]:
         """The field a word is in; before it, from the outside inwards, those that this one is a member of."""
         found = self.object_at(addr)
-        fields: list[Field] = []
-        struct, rest = (found.struct, addr - found.start) if found else (None, 0)
-        while struct:
-            field = next((f for f in struct.fields.values() if 0 <= rest - f.offset < f.words), None)
-            struct = None
-            if field:
-                fields.append(field)
-                rest -= field.offset
-                if field.embedded and rest and issubclass(field.type, Struct):
-                    struct = field.type
-        return fields
+        return list(fields_of(found.struct, addr - found.start)) if found and found.struct else []
 
     def field_at(self, addr: int) -> Field | None:
         """The field a word is in."""
@@ -258,13 +248,22 @@ def spelled(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
+def fields_of(struct: type[Struct], word: int) -> Iterator[Field]:
+    """The field that a word of a structure is in; then, if that is a member, the one of it."""
+    for field in struct.fields.values():
+        if 0 <= word - field.offset < field.words:
+            yield field
+            if field.member and word > field.offset:
+                yield from fields_of(field.type, word - field.offset)
+
+
 def page_tables(struct: type[Struct], start: int) -> Iterator[int]:
     """Addresses of the page tables in an object, those in its members as well."""
     for field in struct.fields.values():
-        if issubclass(field.type, PageTable):
-            yield start + field.offset
-        elif field.embedded and issubclass(field.type, Struct):
+        if field.member:
             yield from page_tables(field.type, start + field.offset)
+        elif issubclass(field.type, PageTable):
+            yield start + field.offset
 
 
 def structures(modules: set[str]) -> dict[int, type[Struct]]:

@@ -1,10 +1,10 @@
 """Checks that a function stays inside the language, and turns it into the tree of :mod:`faultpath.protocol.ir`.
 
 Whatever is outside is refused with file, line and the mend. The language: integers, structure pointers and embedded
-fields; assignment, ``if``, ``while``, ``with``, ``return``, ``break``, ``continue``; arithmetic, comparison, ``and``/
-``or``/``not``, ``:=`` as the whole of a test; calls to protocols, primitives, hooks and the words of
-:mod:`faultpath.protocol.language`. Primitives and their helpers have the world ``w`` as well, index it, call helpers,
-use ``for`` over ``range``, and may ``raise Stop``.
+fields; assignment, ``if``, ``while``, ``return``, ``break``, ``continue``; arithmetic, comparison, ``and``/``or``/
+``not``, ``:=`` as the whole of a test; calls to protocols, primitives, hooks and the words of
+:mod:`faultpath.protocol.language`; in protocols ``with`` for what takes a lock, and ``for`` over a list. Primitives and
+their helpers have the world ``w`` as well, index it, call helpers, use ``for`` over ``range``, and may ``raise Stop``.
 """
 
 from __future__ import annotations
@@ -172,13 +172,8 @@ class _Checker:
         assert isinstance(call, ast.Call)
         taking, _ = self.call(call)
         assert isinstance(taking, ir.Call)
-        lock, *rest = taking.args
-        before: list[ir.Stmt] = []
-        if not _stays(lock, body):
-            name = self.temporary("lock")
-            before = [ir.Assign(name, lock, line)]
-            lock = ir.Local(name)
-            taking = ir.Call(taking.target, (lock, *rest))
+        lock, before = self.once("lock", taking.args[0], body, line)
+        taking = ir.Call(taking.target, (lock, *taking.args[1:]))
         if len(undo.parameters) == 1:
             before.append(ir.Evaluate(taking, line))
             undoing = ir.Call(undo, (lock,))
@@ -204,6 +199,14 @@ class _Checker:
         """Give up what the blocks have taken that are left, innermost first; ``outside``: how many are not left."""
         return [ir.Evaluate(undoing, line) for undoing in reversed(self.taken[outside:])]
 
+    def once(self, what: str, embedded: ir.Expr, body: list[ast.stmt], line: int) -> tuple[ir.Expr, list[ir.Stmt]]:
+        """An embedded field that is the same throughout a block, and what has to come before that."""
+        match embedded:
+            case ir.Address(base=ir.Local(name=name)) if not _assigns(body, name):
+                return embedded, []
+        kept = self.temporary(what)
+        return ir.Local(kept), [ir.Assign(kept, embedded, line)]
+
     def temporary(self, what: str) -> str:
         """A local that no text can name."""
         name = f"{what}.{len(self.types)}"
@@ -226,20 +229,18 @@ class _Checker:
             self.refuse(target, f"'{target.id}' leads through the list and is assigned", "use another name")
         node = self.temporary("node")
         struct, member = self.member(call.args[0], call.args[1])
-        [head], before = self.arguments(call, walk.first, call.args[2:]), []
-        if not _stays(head, body):
-            before = [ir.Assign(self.temporary("head"), head, line)]
-            head = ir.Local(before[0].name)
-        entry = self.bind(target, ir.Binary("-", ir.Local(node), ir.Const(member.offset)), struct, line)
+        (found,) = self.arguments(call, walk.first, call.args[2:])
+        head, before = self.once("head", found, body, line)
+        each: list[ir.Stmt] = [self.bind(target, ir.Binary("-", ir.Local(node), ir.Const(member.offset)), struct, line)]
         here = ir.Address(ir.Local(target.id), member.offset)
-        following = ir.Call(walk.following, (here, head)[: len(walk.following.parameters)])
+        following: ir.Expr = ir.Call(walk.following, (here, head)[: len(walk.following.parameters)])
+        if walk.safe:
+            after = self.temporary("after")
+            each.append(ir.Assign(after, following, line))
+            following = ir.Local(after)
         self.out.calls += [walk.first, walk.following]
-        start = [*before, ir.Assign(node, ir.Call(walk.first, (head,)), line)]
-        if not walk.safe:
-            return [*start, ir.While(ir.Local(node), [entry, *self.loop(body, ir.Assign(node, following, line))], line)]
-        after = self.temporary("after")
-        rest = self.loop(body, ir.Assign(node, ir.Local(after), line))
-        return [*start, ir.While(ir.Local(node), [entry, ir.Assign(after, following, line), *rest], line)]
+        each += self.loop(body, ir.Assign(node, following, line))
+        return [*before, ir.Assign(node, ir.Call(walk.first, (head,)), line), ir.While(ir.Local(node), each, line)]
 
     def for_range(self, name: str, bounds: list[ast.expr], body: list[ast.stmt], line: int) -> list[ir.Stmt]:
         """``for name in range(...)``: the bound is evaluated once; the step is a positive constant."""
@@ -522,13 +523,6 @@ def _is_truth(node: ast.expr) -> bool:
     if isinstance(node, ast.BoolOp):
         return all(map(_is_truth, node.values))
     return isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
-
-
-def _stays(embedded: ir.Expr, body: list[ast.stmt]) -> bool:
-    """Whether an embedded field is the same each time it is named in a block."""
-    if isinstance(embedded, ir.Address) and isinstance(embedded.base, ir.Local):
-        return not _assigns(body, embedded.base.name)
-    return False
 
 
 def _assigns(body: list[ast.stmt], name: str) -> bool:

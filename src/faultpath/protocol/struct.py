@@ -45,6 +45,7 @@ class Field:
         self.owner = owner  # the structure that declares it
         self.offset = offset
         self.type = type_
+        self.member = member
         self.embedded = member or issubclass(type_, Embedded)
         self.words: int = type_.words if self.embedded else 1  # type: ignore[attr-defined]
 

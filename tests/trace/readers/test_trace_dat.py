@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from trace_dat_builder import (
 from faultpath.errors import FaultpathError
 from faultpath.trace.formats import record_command, trace_cmd_command
 from faultpath.trace.importing import import_recording
-from faultpath.trace.ops import Op
+from faultpath.trace.ops import Event, Op
 from faultpath.trace.readers import trace_dat
 from faultpath.trace.readers.expand import expand
 from faultpath.trace.readers.trace_dat import TraceDat
@@ -539,10 +540,26 @@ def test_live_recording_agrees_with_trace_cmd(tmp_path: Path, program: str, how:
     assert meta.lost_events >= dropped(text)
 
 
+def without_last_words(rows: list[Row], golden: list[Row]) -> list[Row]:
+    """Trace-cmd's rows, but for one CLEAR of a page that a thread has behind all that perf has of it.
+
+    A thread that ends writes to its clear_child_tid. If another has forked meanwhile, that breaks copy-on-write, and
+    perf has left the thread by then (seen on Linux 6.18).
+    """
+    told = Counter(row[1] for row in golden)
+    seen: Counter[int] = Counter()
+    kept = []
+    for row in rows:
+        seen[row[1]] += 1
+        if seen[row[1]] != told[row[1]] + 1 or row[3:4] + row[5:] != ("INVALIDATE", 4096, Event.CLEAR, Op.FAULT):
+            kept.append(row)
+    return kept
+
+
 @pytest.mark.live
 @pytest.mark.parametrize("program", ["work", "births"])
 def test_perf_and_trace_cmd_tell_the_same_story(tmp_path: Path, program: str) -> None:
-    """Both record the same run; what perf cannot tell of clone3 is left out."""
+    """Both record the same run; what perf cannot tell of clone3, and of threads that end, is left out."""
     if not shutil.which("perf"):
         pytest.skip("perf is not installed")
     binary = tmp_path / program
@@ -555,10 +572,8 @@ def test_perf_and_trace_cmd_tell_the_same_story(tmp_path: Path, program: str) ->
     meta, golden = imported(theirs)
     _, rows = imported(path)
     family = {process["pid"] for process in meta.processes}
-    # Whose fault it is that breaks copy-on-write decides about the invalidation that is derived from it.
-    left_out = {"VMA"} if program == "work" else {"VMA", "INVALIDATE"}
-    golden, rows = ([row for row in some if row[0] in family and row[3] not in left_out] for some in (golden, rows))
-    rows = rows[next(i for i, row in enumerate(rows) if row[3] == "EXEC") :]
+    golden, rows = ([row for row in some if row[0] in family and row[3] != "VMA"] for some in (golden, rows))
+    rows = without_last_words(rows[next(i for i, row in enumerate(rows) if row[3] == "EXEC") :], golden)
     assert len(rows) == len(golden) > 60
     for some in (rows, golden):  # the two stamp an event one after the other: what two processors do may change places
         some.sort(key=lambda row: row[1])

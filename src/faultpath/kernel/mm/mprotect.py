@@ -39,11 +39,12 @@ def change_protection(mm: Mm, vma: Vma, start: int, end: int) -> None:
         step = PUD_SIZE
     while start < end:
         upto = min(end, (start & -step) + step)
-        first = start
         if mm.version < LINUX_6_12:
             first = pt_next_leaf(mm.pt, start, upto)
-        while first < upto and not pt_has_table(mm.pt, first):
-            first = (first & -PUD_SIZE) + PUD_SIZE
+        else:
+            first = start
+            while first < upto and not pt_has_table(mm.pt, first):
+                first = (first & -PUD_SIZE) + PUD_SIZE
         if first < upto:
             range = raise_start(mm, first, upto, PROTECTION_VMA, RAISES_CALLS)
             if not vma.prot & PROT_WRITE:

@@ -95,35 +95,33 @@ def expand_vma(mm: Mm, vma: Vma, end: int) -> None:
 
 
 @protocol
+def make_way(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
+    """mremap_to() and mremap_at(): what is at a given place goes, then the tail; as do_vmi_munmap() returns."""
+    downgraded = 0
+    if new != old and flags & MREMAP_FIXED:
+        downgraded = do_vmi_munmap(mm, new, new + new_size, 0)
+    if new_size < old_size and downgraded >= 0:
+        downgraded = do_vmi_munmap(mm, old + new_size, old + old_size, new == old)
+    return downgraded
+
+
+@protocol
 def remap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> int:
     """mremap_to() and mremap_at(), Linux 6.18, of a part of one VMA; whether mmap_lock is held for reading now.
 
     Before a move to a given place whatever is there goes, then the tail if it shrinks. To shrink in place is a munmap()
     with its downgrade. An old size of 0 duplicates a shared mapping. Where what is there cannot go it is -EINVAL.
     """
-    downgraded = 0
-    if new != old and flags & MREMAP_FIXED:
-        downgraded = do_vmi_munmap(mm, new, new + new_size, 0)
-    if new_size < old_size and downgraded >= 0:
-        downgraded = do_vmi_munmap(mm, old + new_size, old + old_size, new == old)
-        old_size = new_size
+    downgraded = make_way(mm, old, old_size, new, new_size, flags)
     if downgraded < 0:
         return downgraded
+    old_size = min(old_size, new_size)
     vma = vma_at(mm, old)
     if new != old:
         move_vma(mm, vma, old, old_size, new, new_size, flags)
     elif new_size > old_size:
         expand_vma(mm, vma, old + new_size)
     return downgraded
-
-
-@protocol
-def refused_late(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: int) -> None:
-    """mremap_to() until 6.17: what would be moved is looked at when what is in its way, and the tail, are gone."""
-    if flags & MREMAP_FIXED:
-        do_vmi_munmap(mm, new, new + new_size, 0)
-    if new_size < old_size:
-        do_vmi_munmap(mm, old + new_size, old + old_size, 0)
 
 
 @protocol
@@ -159,7 +157,7 @@ def mm_mremap(mm: Mm, old: int, old_size: int, new: int, new_size: int, flags: i
         if vma and may_not_move(vma, old, old_size, new, new_size, flags):
             ret = -EINVAL
         elif vma and mm.version < LINUX_6_18 and flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
-            refused_late(mm, old, old_size, new, new_size, flags)
+            downgraded = make_way(mm, old, old_size, new, new_size, flags)  # until 6.16 it is looked at after that
     while at < end and vma and vma.start < end:
         at = max(at, vma.start)
         part = old_size

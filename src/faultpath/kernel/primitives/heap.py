@@ -126,7 +126,7 @@ def kvfree(w: Words, size: int) -> int:
 kmalloc = StructCall(_kmalloc, allocates=True)
 kfree = StructCall(_kfree, allocates=False)
 
-# An object that in C is a member of another: its bytes count, no allocation does.
+# An object of its own that in C is a member of another, where Member will not do: its bytes count, no allocation does.
 embedded = StructCall(_embedded, allocates=True)
 
 # Objects that in C live on the stack, or that belong to the CPU side: not counted.
